@@ -1,0 +1,67 @@
+"""Rows to train and to evaluate on, and what was rejected on the way."""
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+from rich.console import Console
+
+import vlm_data
+from vlm_train.config import TrainConfig
+from vlm_train.progress import track
+
+WITH_TEST_SPLIT = ("easy-vqa", "scenes")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and validation rows, which share no image, and the rows that could not be used."""
+
+    train: Dataset
+    val: Dataset
+    rejected: list[vlm_data.Rejected]
+
+
+def read_data(config: TrainConfig, console: Console) -> Data:
+    """Open, verify every image, split by image. Raises `DataError` if too many rows are bad, or none is left."""
+    rejected: list[vlm_data.Rejected] = []
+    if config.data in WITH_TEST_SPLIT:
+        train, val = (
+            vlm_data.open(config.data, split=split, seed=config.seed, rejected=rejected) for split in ("train", "test")
+        )
+    else:
+        rows = vlm_data.open(config.data, image_dir=config.image_dir, format=config.format, rejected=rejected)
+        rows = _answered(rows, rejected)
+        total = len(rows) + len(rejected)
+        with track(console, "checking images", len(rows)) as progress:
+            rows = vlm_data.verify(rows, rejected, progress.at)
+        check_rejected(config, rejected, total)
+        train, val = vlm_data.split(rows, val_fraction=config.val_fraction, seed=config.seed)
+    return Data(train, _sample(val, config.val_rows, config.seed), rejected)
+
+
+def check_rejected(config: TrainConfig, rejected: list[vlm_data.Rejected], total: int) -> None:
+    """Raise if more rows are bad than is tolerated: then it is the data that needs mending."""
+    tolerated = config.max_rejected if config.max_rejected is not None else max(10, total // 100)
+    if len(rejected) == total or len(rejected) > tolerated:
+        first = "; ".join(f"{record.source}: {record.reason}" for record in rejected[:3])
+        raise vlm_data.DataError(
+            f"{len(rejected)} of {total} rows of {config.data} cannot be used ({tolerated} tolerated, see "
+            f"--max-rejected); the first: {first}"
+        )
+
+
+def _answered(rows: Dataset, rejected: list[vlm_data.Rejected]) -> Dataset:
+    """Only rows with something to learn from."""
+    without = [index for index, references in enumerate(rows["references"]) if not references]
+    rejected += [vlm_data.Rejected(rows[index]["source"], "no answer to train on") for index in without]
+    skip = set(without)
+    return rows.select([index for index in range(len(rows)) if index not in skip]) if skip else rows
+
+
+def _sample(rows: Dataset, size: int, seed: int) -> Dataset:
+    """At most `size` rows, chosen by the seed, in their order; 0 is all."""
+    if size == 0 or size >= len(rows):
+        return rows
+    chosen = rows.shuffle(seed=seed).select(range(size))["id"]
+    keep = set(chosen)
+    return rows.select([index for index, name in enumerate(rows["id"]) if name in keep])

@@ -1,0 +1,56 @@
+"""Evaluate by generating: the texts a user would get, scored against the references."""
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+from rich.console import Console
+
+import vlm_eval
+from vlm_data import Collator
+from vlm_models import VLM
+from vlm_train.progress import track
+
+BATCH = 128  # rows
+MAX_NEW_TOKENS = {True: 16, False: 48}  # for answers, for captions
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions, in the order of the rows, and their scores by metric name; the first is the headline."""
+
+    predictions: list[str]
+    scores: dict[str, vlm_eval.Score]
+
+    @property
+    def headline(self) -> tuple[str, vlm_eval.Score]:
+        return next(iter(self.scores.items()))
+
+
+def evaluate(vlm: VLM, collate: Collator, rows: Dataset, console: Console, title: str) -> Evaluation:
+    """Generate greedily for every row and score. Exact match ignores case; captions are scored by BLEU too."""
+    predictions: list[str] = []
+    only_answers = all(prompt is not None for prompt in rows["prompt"])
+    with track(console, title, len(rows)) as progress:
+        for start in range(0, len(rows), BATCH):
+            part = rows.select(range(start, min(start + BATCH, len(rows)))).to_list()
+            batch = vlm.to_device(collate.prompts(part))
+            predictions += vlm.generate(batch, max_new_tokens=MAX_NEW_TOKENS[only_answers])
+            progress.at(len(predictions))
+    return Evaluation(predictions, score(predictions, rows))
+
+
+def score(predictions: list[str], rows: Dataset) -> dict[str, vlm_eval.Score]:
+    """The scores that suit the rows: VQA accuracy where there are several answers, BLEU where there are captions."""
+    references, prompts = rows["references"], rows["prompt"]
+    scores = {"exact_match": vlm_eval.exact_match(predictions, references)}
+    questions = [index for index, prompt in enumerate(prompts) if prompt is not None]
+    captions = [index for index, prompt in enumerate(prompts) if prompt is None]
+    if any(len(references[index]) > 1 for index in questions):
+        scores["vqa_accuracy"] = vlm_eval.vqa_accuracy(*_take(questions, predictions, references))
+    if captions:
+        scores["bleu"] = vlm_eval.bleu(*_take(captions, predictions, references))
+    return scores
+
+
+def _take(indices: list[int], *columns: list) -> list[list]:
+    return [[column[index] for index in indices] for column in columns]

@@ -1,0 +1,219 @@
+"""One run from configuration to results: read, load, evaluate, train, evaluate, write."""
+
+import shlex
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import peft_methods
+import vlm_data
+import vlm_models
+from vlm_train import report
+from vlm_train.config import ConfigError, TrainConfig
+from vlm_train.data import Data, check_rejected, read_data
+from vlm_train.evaluate import Evaluation, evaluate
+from vlm_train.features import encode_once
+from vlm_train.loop import Step, planned_steps, train
+from vlm_train.memory import peak_memory
+from vlm_train.progress import track
+from vlm_train.rundir import RunDir, choose_folder, describe_run
+
+UserError = (
+    ConfigError,
+    vlm_data.DataError,
+    vlm_data.ImageError,
+    vlm_models.ModelError,
+    peft_methods.TargetError,
+    peft_methods.AdapterError,
+)
+PARTS = ("language", "vision", "all")
+LOG_EVERY = 10  # steps
+
+
+def run(config: TrainConfig) -> Path:
+    """Train as configured; returns the folder of the run. Raises one of `UserError` before anything is written."""
+    console = Console()
+    _quiet()
+    folder = choose_folder(config)
+    data = read_data(config, console)
+    vlm = _load(config)
+    attachment = _attach(vlm, config)
+    collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
+    data = _fitting(data, collate, config, console)
+    steps = planned_steps(len(data.train), config)
+    console.print(
+        f"{config.model} · {config.method} on {attachment.trainable:,} of {attachment.total:,} parameters · "
+        f"{len(data.train):,} training and {len(data.val):,} validation rows · {steps:,} steps on {vlm.device}",
+        highlight=False,
+    )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    out = RunDir(folder)
+    trained = {"parameters": attachment.trainable, "of": attachment.total}
+    record = describe_run(config, vlm, data.train, data.val, trained)
+    out.write_json("run.json", record)
+    out.write_lines("rejected.jsonl", [rejected.as_dict() for rejected in data.rejected])
+
+    started = time.perf_counter()
+    before = evaluate(vlm, collate, data.val, console, "evaluating before")
+    console.print(f"before: {_headline(before)}", highlight=False)
+    features = encode_once(vlm, collate, data.train, console)
+    log: list[Step] = []
+    train_started = time.perf_counter()
+    interrupted = False
+    with track(console, "training", steps) as progress:
+
+        def after_step(step: Step) -> None:
+            log.append(step)
+            rate = sum(s.rows for s in log[-20:]) / sum(s.seconds for s in log[-20:])
+            progress.at(step.step, note=f"loss {step.loss:.3f}  {rate:.0f} rows/s")
+            if step.step % LOG_EVERY == 0 or step.step == steps:
+                numbers = {"loss": step.loss, "learning_rate": step.learning_rate, "rows_per_second": rate}
+                out.append("metrics.jsonl", {"step": step.step, **numbers})
+
+        try:
+            train(vlm, attachment, collate, data.train, features, config, after_step)
+        except KeyboardInterrupt:
+            interrupted = True
+    train_seconds = time.perf_counter() - train_started
+    attachment.save(out.adapter, base_model=config.model)
+    if interrupted:
+        out.write_json("run.json", {**record, "status": f"interrupted after step {len(log)} of {steps}"})
+        console.print(f"\ninterrupted after step {len(log)} of {steps}; the adapter so far is in {out.adapter}")
+        raise SystemExit(130)
+    after = evaluate(vlm, collate, data.val, console, "evaluating after")
+
+    predictions = _predictions(data, after)
+    results = {
+        "before": {name: score.value for name, score in before.scores.items()},
+        "after": {name: score.value for name, score in after.scores.items()},
+        "signatures": {name: score.signature for name, score in after.scores.items()},
+        "steps": len(log),
+        "seconds": {"training": train_seconds, "all": time.perf_counter() - started},
+        "peak_memory_bytes": peak_memory(vlm.device),
+    }
+    facts = _facts(before, after, record, results)
+    out.write_lines("predictions.jsonl", predictions)
+    report.curves(out, log)
+    report.page(out, f"{config.model} adapted to {config.data}", facts, data.val, predictions)
+    report.card(out, record, facts)
+    out.write_json("run.json", {**record, "status": "done", "results": results})
+    _close(console, out, facts, data)
+    return folder
+
+
+def show(config: TrainConfig) -> None:
+    """Print one training row as the model sees it, the supervised tokens marked."""
+    console = Console()
+    _quiet()
+    data = read_data(config, console)
+    vlm = _load(config)
+    collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
+    row = data.train[0]
+    batch = collate([row])
+    text = Text()
+    for token, label in zip(batch["input_ids"][0].tolist(), batch["labels"][0].tolist(), strict=True):
+        word = vlm.processor.tokenizer.decode([token])
+        text.append(word.replace("\n", "\\n") + "·", style="dim" if label == -100 else "bold green")
+    console.print(f"{row['source']}: image {row['image']['path'] or 'in memory'}", highlight=False, markup=False)
+    console.print(text)
+    trained = [token for token in batch["labels"][0].tolist() if token != -100]
+    answer, tokens = vlm.processor.tokenizer.decode(trained), batch["labels"].numel()
+    console.print(
+        f"trained on (green): {answer!r}; {len(trained)} of {tokens} tokens",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _load(config: TrainConfig) -> vlm_models.VLM:
+    torch.manual_seed(config.seed)
+    return vlm_models.load(config.model, config.quantization, config.device, config.dtype)
+
+
+def _attach(vlm: vlm_models.VLM, config: TrainConfig) -> peft_methods.Attachment:
+    targets = vlm.targets(config.targets) if config.targets in PARTS else config.target_list
+    method = peft_methods.LoRA(rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=targets)
+    return peft_methods.attach(vlm.model, method)
+
+
+def _fitting(data: Data, collate: vlm_data.Collator, config: TrainConfig, console: Console) -> Data:
+    """Without the training rows whose text is longer than the model takes; they are rejected."""
+    first = data.train[0]
+    inputs = collate.image_inputs([vlm_data.decode(first["image"])])[0]  # sizes differ little; the loop checks each row
+    rejected, keep = list(data.rejected), []
+    prompts, references, sources = (data.train[name][:] for name in ("prompt", "references", "source"))
+    for index, (prompt, answers, source) in enumerate(zip(prompts, references, sources, strict=True)):
+        try:
+            collate.encode({"prompt": prompt, "references": answers, "source": source}, inputs)
+            keep.append(index)
+        except vlm_data.DataError as error:
+            rejected.append(vlm_data.Rejected(source, str(error).removeprefix(f"{source}: ")))
+    check_rejected(config, rejected, len(data.train) + len(data.val) + len(data.rejected))
+    if rejected:
+        console.print(f"{len(rejected)} rows rejected, see rejected.jsonl in the run's folder", style="yellow")
+    train_rows = data.train if len(keep) == len(data.train) else data.train.select(keep)
+    return Data(train_rows, data.val, rejected)
+
+
+def _predictions(data: Data, evaluation: Evaluation) -> list[dict]:
+    """One record for each validation row, with its scores by sample."""
+    records = []
+    for index, (row, prediction) in enumerate(zip(data.val, evaluation.predictions, strict=True)):
+        records.append(
+            {
+                "id": row["id"],
+                "image": row["image"]["path"],
+                "prompt": row["prompt"],
+                "references": row["references"],
+                "prediction": prediction,
+                "exact_match": evaluation.scores["exact_match"].per_sample[index],
+            }
+        )
+    return records
+
+
+def _headline(evaluation: Evaluation) -> str:
+    name, score = evaluation.headline
+    return f"{name.replace('_', ' ')} {report.score_text(score)} on {len(evaluation.predictions):,} rows"
+
+
+def _facts(before: Evaluation, after: Evaluation, record: dict, results: dict) -> list[tuple[str, str]]:
+    """The closing table."""
+    trained, total = record["trained"]["parameters"], record["trained"]["of"]
+    seconds = results["seconds"]
+    scores = [
+        (name.replace("_", " "), f"{report.score_text(before.scores[name])} → {report.score_text(score)}")
+        for name, score in after.scores.items()
+    ]
+    return [
+        *scores,
+        ("validation rows", f"{len(after.predictions):,}, of images not trained on"),
+        ("trained parameters", f"{trained:,} of {total:,} ({trained / total:.2%})"),
+        ("time", f"{seconds['training']:.0f} s training, {seconds['all']:.0f} s in all"),
+        ("peak memory", f"{results['peak_memory_bytes'] / 2**30:.2f} GiB"),
+    ]
+
+
+def _close(console: Console, out: RunDir, facts: list[tuple[str, str]], data: Data) -> None:
+    table = Table(show_header=False, title=str(out.folder))
+    for name, value in facts:
+        table.add_row(name, value)
+    console.print(table)
+    row = data.val[0]
+    command = ["vlm-infer", "--run", str(out.folder), "--image", row["image"]["path"] or "FILE"]
+    if row["prompt"]:
+        command += ["--question", row["prompt"]]
+    console.print(f"Look at {out.folder / 'report.html'}, then try:", highlight=False)
+    console.print(f"  uv run {shlex.join(command)}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _quiet() -> None:
+    """Keep the libraries' own progress bars and notes out of ours."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -1,0 +1,67 @@
+"""The two files of an adapter folder, `adapter_config.json` and `adapter_model.safetensors`: never half-written.
+
+Writing goes to a temporary folder beside them, is synced to disk and renamed into place. The old configuration goes
+first and the new one comes last, so an interrupted save is a folder without an adapter, never a mixture of two.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import AdapterError
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+
+def write_adapter(folder: str | os.PathLike, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as writing:
+        # "format" tells transformers and peft that the tensors are torch's.
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(contiguous, Path(writing, WEIGHTS), {"format": "pt"})
+        Path(writing, CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for name in (WEIGHTS, CONFIG):
+            _sync(Path(writing, name))
+        (folder / CONFIG).unlink(missing_ok=True)
+        for name in (WEIGHTS, CONFIG):
+            os.replace(Path(writing, name), folder / name)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        _sync(folder)
+
+
+def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors (on the CPU) of an adapter folder. Raises AdapterError where there is none."""
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise AdapterError(f"{folder}: holds no adapter, {CONFIG} is missing; give the folder that save() wrote")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        assert isinstance(config, dict)
+    except (ValueError, AssertionError):
+        raise AdapterError(f"{folder / CONFIG}: not a JSON object; save the adapter again") from None
+    if not (folder / WEIGHTS).is_file() and (folder / PICKLE).is_file():
+        raise AdapterError(
+            f"{folder / PICKLE}: a pickle can run code and is not read; load it where you trust it with peft and "
+            "save_pretrained() it, which writes safetensors"
+        )
+    try:
+        return config, load_file(folder / WEIGHTS)
+    except FileNotFoundError:
+        raise AdapterError(f"{folder}: {WEIGHTS} is missing; save the adapter again") from None
+    except SafetensorError as error:
+        raise AdapterError(f"{folder / WEIGHTS}: not a safetensors file ({error}); save the adapter again") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""Layers of other libraries: bitsandbytes' quantized ones, and linear layers with a forward of their own."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import peft_methods as pm
+
+
+def check_training(model, attachment, x, relative):
+    """Loss goes down, and output and gradients are those of base(x) + s · x Aᵀ Bᵀ by autograd."""
+    module = attachment.modules["0"]
+    nn.init.normal_(module.lora_B, std=0.1)
+    y = model(x)
+    expected = module.base(x) + module.scale * (x.float() @ module.lora_A.t() @ module.lora_B.t())
+    assert (y.float() - expected.float()).norm() <= relative * expected.float().norm()
+    inputs = (module.lora_A, module.lora_B)
+    for got, want in zip(
+        torch.autograd.grad(y.float().square().sum(), inputs),
+        torch.autograd.grad(expected.float().square().sum(), inputs),
+        strict=True,
+    ):
+        assert (got - want).norm() <= relative * want.norm()
+    optimizer = torch.optim.Adam(attachment.parameters(), lr=0.02)
+    losses = []
+    for _ in range(20):
+        loss = (model(x).float() - 1).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["Linear4bit", "Linear8bitLt"])
+def test_bitsandbytes(kind, dtype, tmp_path):
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    options = {"compute_dtype": dtype, "quant_type": "nf4"} if kind == "Linear4bit" else {"has_fp16_weights": False}
+    model = nn.Sequential(getattr(bnb.nn, kind)(64, 32, **options)).to("cpu")
+    attachment = pm.attach(model, pm.LoRA(rank=4))
+    assert attachment.total == 64 * 32 + 32 + 4 * (64 + 32)
+    assert {p.dtype for p in attachment.parameters()} == {torch.float32}
+    x = torch.randn(16, 64, dtype=dtype)
+    check_training(model, attachment, x, 3e-2 if dtype == torch.bfloat16 else 1e-3)
+    with pytest.raises(pm.AdapterError, match=f"quantized {kind} cannot be merged"):
+        attachment.merge()
+    attachment.save(tmp_path)
+    with torch.no_grad():
+        expected = model(x)
+        attachment.detach()
+        base = model(x)
+        attachment = pm.load(model, tmp_path)
+        assert torch.equal(model(x), expected)
+        with attachment.disabled():
+            assert torch.equal(model(x), base)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_linear_with_a_forward_of_its_own():
+    torch.manual_seed(0)
+    model = nn.Sequential(Doubled(8, 4))
+    attachment = pm.attach(model, pm.LoRA(rank=2, dropout=0.0))
+    check_training(model, attachment, torch.randn(16, 8), 1e-5)
+
+
+def test_forward_replaced_on_the_instance():
+    """As accelerate does, to fetch offloaded weights."""
+    model = nn.Sequential(nn.Linear(8, 4))
+    plain = model[0].forward
+    model[0].forward = lambda x: plain(x) + 100
+    pm.attach(model, pm.LoRA(rank=2))
+    assert model(torch.zeros(1, 8)).min() > 50
+
+
+def test_only_torch_and_safetensors_are_imported():
+    for file in Path(pm.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            top = {name.partition(".")[0] for name in names}
+            assert top <= sys.stdlib_module_names | {"torch", "safetensors"}, file

@@ -1,0 +1,87 @@
+"""Find the image that a table names, inside one folder and nowhere else.
+
+A name is looked up as given, then as ABO stores it (`ab/abc.jpg` for `abc.jpg`), then anywhere below the folder.
+"""
+
+import bisect
+import difflib
+import os
+from functools import cached_property
+from pathlib import Path
+
+from vlm_data.schema import BadRow, DataError
+
+
+def files_below(folder: Path) -> list[str]:
+    """Paths of all files below the folder, relative and sorted; hidden ones left out, linked folders not followed."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+class ImageFolder:
+    """The images below one folder. Raises DataError if the folder does not exist."""
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root = Path(os.path.abspath(root))
+        if not self.root.is_dir():
+            raise DataError(f"{root}: no such image folder; give the images' folder as image_dir")
+        self._real_root = os.path.realpath(root)
+        self._found: dict[tuple[str, ...], str] = {}
+
+    def find(self, *names: str) -> str:
+        """Absolute path of the first name that exists. Raises BadRow with the reason if there is no safe one."""
+        if names not in self._found:  # a table names most images several times
+            self._found[names] = self._find(names)
+        return self._found[names]
+
+    def inside(self, path: str) -> str:
+        """The path itself. Raises BadRow if it leads out of the folder: by `..`, as an absolute path, or by a link."""
+        real = os.path.realpath(path)
+        if not Path(real).is_relative_to(self._real_root):
+            raise BadRow(f"image {path!r} leaves the image folder (it leads to {real})")
+        return path
+
+    def _find(self, names: tuple[str, ...]) -> str:
+        for name in names:
+            if not name or "\0" in name:
+                raise BadRow(f"image name is {'empty' if not name else 'broken'}")
+            places = [name, os.path.join(name[:2], name)] if name[:2].isalnum() else [name]
+            for place in places:
+                path = self.inside(os.path.join(self.root, place))
+                if os.path.isfile(path):
+                    return os.path.normpath(path)
+        for name in names:
+            matches = [path for path in self._by_name.get(os.path.basename(name), ()) if _same_tail(path, name)]
+            absolute = [str(self.root / match) for match in matches]
+            paths = list({os.path.realpath(path): path for path in absolute}.values())  # links to one file count once
+            if len(paths) > 1:
+                raise BadRow(f"image {name!r} is ambiguous: {paths[0]} and {paths[1]}")
+            if paths:
+                return self.inside(paths[0])
+        raise BadRow(f"image not found: {self.root / names[0]}{self._nearest(os.path.basename(names[0]))}")
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        paths = {}
+        for path in files_below(self.root):
+            paths.setdefault(os.path.basename(path), []).append(path)
+        return paths
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return sorted(self._by_name)
+
+    def _nearest(self, name: str) -> str:
+        # Alphabetical neighbours only: comparing with each of 100,000 files would take a second for each missing one.
+        at = bisect.bisect(self._names, name)
+        near = difflib.get_close_matches(name, self._names[max(0, at - 50) : at + 50])
+        return f" (nearest: {', '.join(near)})" if near else ""
+
+
+def _same_tail(path: str, name: str) -> bool:
+    """Whether one path ends with the other, so that `val/1.jpg` never stands in for a missing `train/1.jpg`."""
+    pairs = zip(reversed(Path(path).parts), reversed(Path(os.path.normpath(name)).parts), strict=False)
+    return all(ours == theirs for ours, theirs in pairs)

@@ -1,0 +1,184 @@
+"""Caption and question tables in every form they are met in."""
+
+import csv
+
+import pytest
+
+import vlm_data
+from vlm_data import DataError, Rejected
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.png", "b.jpg", "c d.jpeg", "7.jpg", "8.png", "9.jpeg"):
+        (tmp_path / name).write_bytes(b"not opened here")
+    return tmp_path
+
+
+def read(folder, text, **options):
+    path = folder / "table.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return vlm_data.open(path, **options)
+
+
+def texts(rows):
+    return [(row["image"]["path"].rsplit("/", 1)[1], row["prompt"], row["references"]) for row in rows]
+
+
+CAPTIONS = [("a.png", None, ["a man, a dog"]), ("b.jpg", None, ["two\nlines"])]
+BODY = 'a.png,"a man, a dog"\nb.jpg,"two\nlines"\n'
+
+
+@pytest.mark.parametrize("header", ["image_name,caption", "file_name,caption", "image,caption", "IMAGE , Caption"])
+def test_captions_with_a_header(folder, header):
+    rows = read(folder, f"{header}\n{BODY}")
+    assert texts(rows) == CAPTIONS
+    assert rows.features == vlm_data.FEATURES
+    assert rows["id"][:] == ["table-2", "table-3"]
+    assert rows["source"][:] == [f"{folder}/table.csv:2", f"{folder}/table.csv:3"]
+    assert rows[0]["image"] == {"path": f"{folder}/a.png", "bytes": None}
+
+
+def test_captions_without_a_header(folder):
+    rows = read(folder, BODY)
+    assert texts(rows) == CAPTIONS
+    assert rows["source"][0].endswith("table.csv:1")
+
+
+def test_without_a_header_the_rest_of_the_line_is_the_caption(folder):
+    rows = read(folder, "b.jpg,a dog\na.png, a man, a dog, a bone\n")
+    assert texts(rows) == [("b.jpg", None, ["a dog"]), ("a.png", None, ["a man, a dog, a bone"])]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("header", [True, False])
+def test_delimiters_and_line_ends_as_the_csv_module_writes_them(folder, delimiter, line_end, header):
+    path = folder / "table.csv"
+    captions = ['quoted "word", and; all\tdelimiters', "umlaut: Füße 犬", "plain"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end)
+        writer.writerows([["image", "caption"]] * header)
+        writer.writerows(zip(("a.png", "b.jpg", "c d.jpeg"), captions, strict=True))
+    rows = vlm_data.open(path)
+    assert [references for _, _, references in texts(rows)] == [[caption] for caption in captions]
+    assert [source.rsplit(":", 1)[1] for source in rows["source"]] == [str(line + header) for line in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("text", ["image,caption\n" + BODY, BODY])
+def test_a_byte_order_mark_is_not_part_of_a_name(folder, text):
+    assert texts(read(folder, b"\xef\xbb\xbf" + text.encode())) == CAPTIONS
+
+
+def test_lines_are_counted_through_quoted_newlines_and_blank_lines(folder):
+    rows = read(folder, 'image,caption\n\nb.jpg,"one\ntwo\n\nfour"\n\na.png,next\n')
+    assert [source.rsplit(":", 1)[1] for source in rows["source"]] == ["3", "8"]
+
+
+def test_questions_with_and_without_answers(folder):
+    rows = read(folder, "image_name,question,answer\na.png,what?,1\nb.jpg,where?,\n")
+    assert texts(rows) == [("a.png", "what?", ["1"]), ("b.jpg", "where?", [])]
+    assert texts(read(folder, "image_name,question\na.png,what?\n")) == [("a.png", "what?", [])]
+    assert texts(read(folder, "answer,Question,file_name\nno,is it?,b.jpg\n")) == [("b.jpg", "is it?", ["no"])]
+
+
+def test_image_ids_stand_for_the_file_that_exists(folder):
+    rows = read(folder, "image_id,caption\n7,x\n8,x\n9,x\na.png,x\n")
+    assert [name for name, _, _ in texts(rows)] == ["7.jpg", "8.png", "9.jpeg", "a.png"]
+    assert texts(read(folder, "image_id,question\n8,what?\n")) == [("8.png", "what?", [])]
+    with pytest.raises(DataError, match=r"table.csv:2: image not found: .*/10.jpg"):
+        read(folder, "image_id,caption\n10,x\n")
+
+
+def test_an_explicit_format_chooses_the_column(folder):
+    text = "image,question,caption\na.png,what?,a dog\n"
+    assert texts(read(folder, text)) == [("a.png", "what?", [])]
+    assert texts(read(folder, text, format="captions-csv")) == [("a.png", None, ["a dog"])]
+
+
+def test_image_dir_is_where_the_images_are(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "table.csv"
+    elsewhere.write_text("image,caption\na.png,x\n")
+    assert vlm_data.open(elsewhere, image_dir=folder)[0]["image"]["path"] == f"{folder}/a.png"
+    with pytest.raises(DataError, match="image not found"):
+        vlm_data.open(elsewhere)
+    with pytest.raises(DataError, match="/nowhere: no such image folder"):
+        vlm_data.open(elsewhere, image_dir="/nowhere")
+
+
+BAD_ROWS = [
+    ("a.png,", "caption is empty"),
+    ("a.png,'  '".replace("'", '"'), "caption is empty"),
+    (",words", "image name is empty"),
+    ("zz.png,words", "image not found"),
+    ("a.png", "1 cells for 2 columns"),
+    ("a.png,a man, a dog", "3 cells for 2 columns; quote a text that holds ','"),
+    ('a.png,"a" man', "not a readable CSV record"),
+    ("../a.png,words", "leaves the image folder"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_ROWS)
+def test_strict_names_the_first_bad_row(folder, line, reason):
+    with pytest.raises(DataError) as error:
+        read(folder, f"image,caption\nb.jpg,fine\n{line}\nzzz.png,never reached\n")
+    assert str(error.value).startswith(f"{folder}/table.csv:3: ") and reason in str(error.value)
+
+
+def test_lenient_keeps_the_good_rows_and_records_the_bad(folder):
+    rejected = []
+    body = "".join(f"{line}\nb.jpg,caption {number}\n" for number, (line, _) in enumerate(BAD_ROWS))
+    rows = read(folder, "image,caption\n" + body, rejected=rejected)
+    assert rows["references"][:] == [[f"caption {number}"] for number in range(len(BAD_ROWS))]
+    lines = [2 + 2 * number for number in range(len(BAD_ROWS))]
+    assert [record.source for record in rejected] == [f"{folder}/table.csv:{line}" for line in lines]
+    for record, (_, reason) in zip(rejected, BAD_ROWS, strict=True):
+        assert isinstance(record, Rejected) and reason in record.reason
+        assert record.as_dict() == {"source": record.source, "reason": record.reason}
+
+
+def test_lenient_with_bad_rows_only_has_no_rows(folder):
+    rejected = []
+    rows = read(folder, "image,question\na.png,\n", rejected=rejected)
+    assert len(rows) == 0 and rows.features == vlm_data.FEATURES
+    assert [record.reason for record in rejected] == ["question is empty"]
+
+
+def test_an_open_quote_is_reported_where_it_opens(folder):
+    rejected = []
+    rows = read(folder, 'image,caption\nb.jpg,fine\na.png,"never closed\nb.jpg,x\n', rejected=rejected)
+    assert len(rows) == 1
+    assert [record.source for record in rejected] == [f"{folder}/table.csv:3"]
+    with pytest.raises(DataError, match="first line is not a readable CSV record"):
+        read(folder, '"image,caption\nb.jpg,fine\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        (" \n\n", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        ("image,caption\n", "there are no rows in it"),
+        (
+            "photo,text\na.png,x\n",
+            "columns found: photo, text; needed: caption and one of image_name, file_name, image",
+        ),
+        ("image;text\na.png;x\n", "columns found: image, text; needed"),
+        ("caption,question\nx,y\n", "columns found: caption, question; needed"),
+        ("image,caption,caption\na.png,x,y\n", "the column 'caption' is there twice"),
+        (b"image,caption\na.png,caf\xe9\n", r":2: not UTF-8 \(byte 0xe9 at offset 23\)"),
+        ("image,caption\n".encode("utf-16"), r":1: not UTF-8 \(byte 0xff at offset 0\)"),
+    ],
+)
+def test_tables_that_cannot_be_read(folder, text, message):
+    with pytest.raises(DataError, match=message) as error:
+        read(folder, text, rejected=[])
+    assert str(error.value).startswith(f"{folder}/table.csv")
+
+
+def test_questions_need_their_header_and_column(folder):
+    with pytest.raises(DataError, match="no header; needed as its first line: image_name,question,answer"):
+        read(folder, "a.png,what?,1\n", format="questions-csv")
+    with pytest.raises(DataError, match="columns found: image, caption; needed: question and one of"):
+        read(folder, "image,caption\na.png,x\n", format="questions-csv")

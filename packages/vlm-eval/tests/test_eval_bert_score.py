@@ -1,0 +1,141 @@
+"""BERTScore of tiny random encoders against the formula, written out token by token."""
+
+import math
+
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    RobertaConfig,
+    RobertaModel,
+    RobertaTokenizer,
+)
+
+from vlm_eval import bert_score
+
+PREDICTIONS = ["a red dog runs", "the cat", "dog dog cat", "sits"]
+REFERENCES = [["the dog sits", "a cat runs", "red"], ["the cat"], ["a red cat", "cat dog"], ["runs the"]]
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a dog cat red the runs sits"
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("encoder-b"))
+    vocab = {w: i for i, w in enumerate(WORDS.split())}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(vocab), max_position_embeddings=12, **SHAPE)).save_pretrained(folder)
+    BertTokenizer(vocab=vocab).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("encoder-r"))
+    vocab = {w: i for i, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet())])}
+    torch.manual_seed(0)
+    config = RobertaConfig(vocab_size=len(vocab), max_position_embeddings=32, pad_token_id=1, **SHAPE)
+    RobertaModel(config).save_pretrained(folder)
+    RobertaTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
+    return folder
+
+
+class Oracle:
+    """One text at a time, so no padding; Python loops over tokens."""
+
+    def __init__(self, folder, layer, references=None, prefix="", max_tokens=99):
+        self.model, self.tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+        self.layer, self.prefix, self.max_tokens = layer, prefix, max_tokens
+        self.references = references and [set(self.ids(text)) for text in references]
+
+    def ids(self, text):
+        ids = self.tokenizer(self.prefix + text)["input_ids"]
+        return ids if len(ids) <= self.max_tokens else ids[: self.max_tokens - 1] + ids[-1:]
+
+    def weight(self, token):
+        if self.references is None:
+            return float(token not in (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id))
+        containing = sum(token in reference for reference in self.references)
+        return math.log((len(self.references) + 1) / (containing + 1))
+
+    @torch.no_grad()
+    def embed(self, text):
+        ids = self.ids(text)
+        hidden = self.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[self.layer][0].double()
+        return ids, hidden / hidden.norm(dim=-1, keepdim=True)
+
+    def score(self, prediction, reference):
+        sides = self.embed(prediction), self.embed(reference)
+        means = []
+        for (ids, vectors), (_, others) in (sides, sides[::-1]):
+            weights = [self.weight(token) for token in ids]
+            best = [max(float(v @ o) for o in others) for v in vectors]
+            means.append(sum(w * b for w, b in zip(weights, best, strict=True)) / sum(weights))
+        precision, recall = means
+        return precision, recall, 2 * precision * recall / (precision + recall)
+
+
+def best_of(oracle, prediction, references):
+    """Each of P, R and F from the reference that is best for it."""
+    return [max(column) for column in zip(*(oracle.score(prediction, r) for r in references), strict=True)]
+
+
+@pytest.mark.parametrize("idf", [False, True])
+@pytest.mark.parametrize("num_layers", [None, 1])
+def test_equal_to_the_formula(bert, num_layers, idf):
+    oracle = Oracle(bert, num_layers or 3, [r for row in REFERENCES for r in row] if idf else None)
+    precision, recall, f = zip(*map(lambda p, r: best_of(oracle, p, r), PREDICTIONS, REFERENCES), strict=True)
+    score = bert_score(PREDICTIONS, REFERENCES, bert, num_layers, idf)
+    assert score.per_sample == pytest.approx(f, abs=1e-5)
+    assert score.value == pytest.approx(sum(f) / 4, abs=1e-5)
+    assert score.details == pytest.approx({"precision": sum(precision) / 4, "recall": sum(recall) / 4}, abs=1e-5)
+    choices = f"model:{bert}|layer:{num_layers or 3}|idf:{'yes' if idf else 'no'}|rescale:no|refs:1-3"
+    assert score.signature == f"bert_score|{choices}|bs:1000|seed:0"
+
+
+def test_order_of_references_never_matters(bert):
+    score = bert_score(PREDICTIONS, REFERENCES, bert)
+    turned = bert_score(PREDICTIONS, [row[::-1] for row in REFERENCES], bert)
+    assert turned.per_sample == pytest.approx(score.per_sample, abs=1e-6)
+
+
+def test_empty_texts_score_zero_and_leave_the_others_alone(bert):
+    alone = bert_score(["a dog"], ["the cat"], bert).value
+    score = bert_score(["a dog", "", " \n", "cat", "a dog"], ["the cat", "cat", "cat", "", ["", "the cat"]], bert)
+    assert score.per_sample == pytest.approx([alone, 0, 0, 0, alone], abs=1e-6)
+    assert bert_score(["", ""], ["a", ""], bert).per_sample == [0, 0]
+
+
+def test_weights_that_are_all_zero_score_zero(bert):
+    # one reference: every token is in all references, so its inverse document frequency is log(2 / 2)
+    assert bert_score(["a dog"], ["a dog"], bert, idf=True).per_sample == [0]
+
+
+def test_long_texts_are_cut_at_the_positions_of_the_model(bert):
+    assert AutoTokenizer.from_pretrained(bert).model_max_length > 10**9  # what bert-score would use
+    expected = Oracle(bert, 3, max_tokens=12).score("dog cat " * 30, "red " * 30)
+    assert bert_score(["dog cat " * 30], ["red " * 30], bert).per_sample == pytest.approx([expected[2]], abs=1e-5)
+
+
+def test_roberta_starts_with_a_blank_and_keeps_two_positions_free(roberta):
+    oracle = Oracle(roberta, 3, prefix=" ", max_tokens=30)
+    predictions, references = ["a dog", "x" * 100], ["the cat", "red dog"]
+    expected = [oracle.score(p, r)[2] for p, r in zip(predictions, references, strict=True)]
+    assert bert_score(predictions, references, roberta).per_sample == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_layer_the_model_lacks_is_refused(bert):
+    with pytest.raises(ValueError, match=r"num_layers=4: .* has layers 0 to 3"):
+        bert_score(["a"], ["a"], bert, num_layers=4)
+
+
+def test_a_folder_that_the_package_takes_for_t5_is_refused(bert, tmp_path):
+    folder = tmp_path / "best5"
+    AutoModel.from_pretrained(bert).save_pretrained(folder)
+    with pytest.raises(ValueError, match="'t5' in it"):
+        bert_score(["a"], ["a"], str(folder))

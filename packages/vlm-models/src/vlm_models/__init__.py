@@ -1,0 +1,10 @@
+"""Vision-language models: four families of transformers behind one interface, with tiny trained checkpoints."""
+
+from vlm_models.device import DTYPES
+from vlm_models.errors import ModelError
+from vlm_models.load import load
+from vlm_models.quantize import QUANTIZATIONS
+from vlm_models.tiny import TINY, tiny_folder
+from vlm_models.vlm import VLM, Batch
+
+__all__ = ["DTYPES", "QUANTIZATIONS", "TINY", "VLM", "Batch", "ModelError", "load", "tiny_folder"]

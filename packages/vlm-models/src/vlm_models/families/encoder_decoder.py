@@ -1,0 +1,50 @@
+"""An image encoder and a text decoder that looks at it through cross-attention: ViT + GPT-2.
+
+Li et al. 2021, "TrOCR", and Rothe et al. 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks".
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from vlm_models.vlm import VLM, Batch, per_row, positions
+
+
+class EncoderDecoder(VLM):
+    """`VisionEncoderDecoderModel`; `input_ids` of a batch are the decoder's."""
+
+    family = "encoder_decoder"
+    vision_parts = ("encoder", "enc_to_dec_proj")
+    language_parts = ("decoder",)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.model.decoder.get_output_embeddings()
+
+    def _encode(self, batch: Batch) -> list[Tensor]:
+        images = self.model.encoder(pixel_values=batch["pixel_values"]).last_hidden_state
+        project = getattr(self.model, "enc_to_dec_proj", None)  # there only if the two parts differ in width
+        return list(project(images) if project is not None else images)
+
+    def hidden_states(self, features: list[Tensor], batch: Batch) -> Tensor:
+        return self.model.decoder.base_model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=positions(batch["attention_mask"]),
+            encoder_hidden_states=per_row(features, batch["image_index"]),
+            use_cache=False,
+        ).last_hidden_state
+
+    def _generate(self, batch: Batch, **options: Any) -> Tensor:
+        images = self.model.encoder(pixel_values=batch["pixel_values"]).last_hidden_state
+        ids = self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=per_row(images, batch["image_index"])),
+            decoder_input_ids=batch["input_ids"],
+            decoder_attention_mask=batch["attention_mask"],
+            decoder_position_ids=positions(batch["attention_mask"]),
+            eos_token_id=self.processor.tokenizer.eos_token_id,
+            pad_token_id=self.processor.tokenizer.eos_token_id,
+            **options,
+        )
+        return ids[:, batch["input_ids"].shape[1] :]

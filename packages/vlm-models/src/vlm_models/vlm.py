@@ -1,0 +1,147 @@
+"""A vision-language model in three steps: encode images, compute hidden states, apply the head where it is supervised.
+
+    features = vlm.encode_images(batch)            pixels of each distinct image  ->  [tokens, dim] each
+    hidden   = vlm.hidden_states(features, batch)  features and tokens            ->  [rows, length, hidden]
+    loss, n  = vlm.loss(hidden, batch)             summed cross-entropy in nats, supervised tokens
+
+`vlm(batch)` is the three in one. The loss is summed and comes with its token count, so that dividing by the tokens of
+all micro-batches of a step gives exactly the gradient of the whole batch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Batch = Mapping[str, Any]
+IGNORE = -100  # the label of positions that are not supervised
+
+
+class VLM(nn.Module, ABC):
+    """A transformers model and its processor behind the interface that all four families share.
+
+    Attributes: `model` and `processor` (transformers objects), `family`, `name` (as it was asked for).
+    """
+
+    family: ClassVar[str]
+    # Names within `model`. What runs in `encode_images` is the vision part, connectors to the language model included.
+    vision_parts: ClassVar[tuple[str, ...]]
+    language_parts: ClassVar[tuple[str, ...]]
+
+    def __init__(self, model: nn.Module, processor: Any, name: str):
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.name = name
+
+    # ---- what a family decides
+
+    @abstractmethod
+    def _encode(self, batch: Batch) -> list[Tensor]:
+        """Features [tokens, dim] of each distinct image of the batch."""
+
+    @abstractmethod
+    def hidden_states(self, features: list[Tensor], batch: Batch) -> Tensor:
+        """Last hidden states [rows, length, hidden], one for each position of `input_ids`."""
+
+    @abstractmethod
+    def _generate(self, batch: Batch, **options: Any) -> Tensor:
+        """Generated token ids [rows, new tokens], without the prompt."""
+
+    @property
+    @abstractmethod
+    def head(self) -> nn.Module:
+        """hidden -> vocabulary logits."""
+
+    # ---- what all share
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss and token count of a batch; `batch["features"]` (cached) spares the image encoder."""
+        features = batch["features"] if "features" in batch else self.encode_images(batch)
+        return self.loss(self.hidden_states(features, batch), batch)
+
+    def encode_images(self, batch: Batch) -> list[Tensor]:
+        """Features [tokens, dim] of each distinct image. Without trainable vision parameters no graph is kept."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vision):
+            return self._encode(batch)
+
+    def loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy in nats, summed over the supervised tokens, and their number. The head runs on these alone."""
+        labels = batch["labels"][:, 1:]  # position t predicts token t + 1
+        supervised = labels != IGNORE
+        logits = self.head(hidden[:, :-1][supervised])
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        return F.cross_entropy(logits, labels[supervised], reduction="sum"), supervised.sum()
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, max_new_tokens: int = 32, num_beams: int = 1) -> list[str]:
+        """The answers to a batch of prompts (`collator.prompts`), decoded greedily or with beams."""
+        was_training = self.training
+        self.eval()
+        try:
+            ids = self._generate(batch, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False)
+        finally:
+            self.train(was_training)
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def targets(self, part: str = "language") -> list[str]:
+        """Names, within `vlm.model`, of the linear layers of a part: "language", "vision" or "all"; never the head."""
+        parts = {
+            "language": self.language_parts,
+            "vision": self.vision_parts,
+            "all": self.language_parts + self.vision_parts,
+        }
+        if part not in parts:
+            raise ValueError(f"unknown part {part!r}; known: {', '.join(parts)}")
+        inside = tuple(f"{name}." for name in parts[part])
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if f"{name}.".startswith(inside) and module is not self.head and _is_linear(module)
+        ]
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether any parameter that `encode_images` uses is trained."""
+        inside = tuple(self.vision_parts)
+        return any(
+            parameter.requires_grad and name.startswith(inside) for name, parameter in self.model.named_parameters()
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest text in tokens, image placeholders included; None if the positions are unbounded."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def to_device(self, batch: Batch) -> dict[str, Any]:
+        """The batch on the model's device."""
+        return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+    def save(self, folder: str) -> None:
+        """Save model and processor with `save_pretrained`; `load(folder)` reads them back."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def per_row(tensors: Any, image_index: Tensor) -> Tensor:
+    """Tensors of distinct images (stacked, or a list of equal shapes), repeated for the rows that show them."""
+    stacked = tensors if isinstance(tensors, Tensor) else torch.stack(list(tensors))
+    return stacked[image_index]
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position ids that count real tokens only, so that padding on either side gives the same result."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """nn.Linear (bitsandbytes' are subclasses) or transformers' Conv1D, GPT-2's linear layer."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
