@@ -70,7 +70,7 @@ def train(name: str, steps: int, out: Path) -> None:
     for step in range(steps):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = peak * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        batch = collate(_rows(random.Random(f"tiny/{step}")))
+        batch = collate(_rows(random.Random(f"tiny/{step}"), negated=step > steps / 3))
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
             loss, count = vlm(batch)
         (loss / count).backward()
@@ -119,13 +119,18 @@ def accuracy(vlm: VLM, size: int) -> tuple[float, float]:
     return sum(right[True]) / len(right[True]), sum(right[False]) / len(right[False])
 
 
-def _rows(rng: random.Random) -> list[dict]:
-    """The rows of one step: of each new scene its caption and some of its questions."""
+def _rows(rng: random.Random, negated: bool) -> list[dict]:
+    """The rows of one step: of each new scene its caption and some of its questions.
+
+    Negated questions come later: with them from the start, "yes" and "no" are an exclusive or of what is asked and what
+    is seen, and no model finds out for thousands of steps.
+    """
     rows = []
     for _ in range(SCENES):
         image, (caption, *questions) = scenes.scene(rng)
         picture = {"path": None, "bytes": scenes.png(image)}
-        pairs = [caption, *rng.sample(questions, QUESTIONS)]
+        asked = [pair for pair in questions if negated or not scenes.is_negated(pair[0])]
+        pairs = [caption, *rng.sample(asked, min(QUESTIONS, len(asked)))]
         rows += [{"image": picture, "prompt": p, "references": [a], "source": "scenes"} for p, a in pairs]
     return rows
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from vlm_train.config import ConfigError, TrainConfig, read_config
 
@@ -25,7 +24,7 @@ def train(
     """
     try:
         if config is not None:
-            given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+            given = {name for name in options if ctx.get_parameter_source(name).name != "DEFAULT"}
             options |= {name: value for name, value in read_config(config).items() if name not in given}
         chosen = TrainConfig(**options)
     except ConfigError as error:

@@ -74,7 +74,7 @@ class TrainConfig:
         _check(0 <= self.dropout < 1, "dropout", "must be at least 0 and less than 1")
         _check(0 <= self.warmup <= 1, "warmup", "is a share of the steps, between 0 and 1")
         _check(0 < self.val_fraction < 1, "val_fraction", "must be between 0 and 1")
-        _check(Path(self.data).name != "", "data", "is empty; name a data set or a path")
+        _check(self.data.strip() != "", "data", "is empty; name a data set or a path")
 
     @property
     def peak_learning_rate(self) -> float:
@@ -121,7 +121,7 @@ def _convert(file: Path, name: str, value: Any, annotated: Any) -> Any:
     if value is None and rest:  # T | None
         return None
     try:
-        if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
+        if isinstance(value, bool | dict | list) or (kind is int and float(value) != int(float(value))):
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError):

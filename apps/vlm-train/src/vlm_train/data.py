@@ -25,9 +25,8 @@ def read_data(config: TrainConfig, console: Console) -> Data:
     """Open, verify every image, split by image. Raises `DataError` if too many rows are bad, or none is left."""
     rejected: list[vlm_data.Rejected] = []
     if config.data in WITH_TEST_SPLIT:
-        train, val = (
-            vlm_data.open(config.data, split=split, seed=config.seed, rejected=rejected) for split in ("train", "test")
-        )
+        options = {"image_dir": config.image_dir, "format": config.format, "seed": config.seed}
+        train, val = (vlm_data.open(config.data, split=split, **options) for split in ("train", "test"))
     else:
         rows = vlm_data.open(config.data, image_dir=config.image_dir, format=config.format, rejected=rejected)
         rows = _answered(rows, rejected)

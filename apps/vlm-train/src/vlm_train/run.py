@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -44,7 +45,9 @@ def run(config: TrainConfig) -> Path:
     vlm = _load(config)
     attachment = _attach(vlm, config)
     collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
-    data = _fitting(data, collate, config, console)
+    data = _fitting(data, collate, config)
+    if data.rejected:
+        console.print(f"{len(data.rejected)} rows rejected, see rejected.jsonl in {folder}", style="yellow")
     steps = planned_steps(len(data.train), config)
     console.print(
         f"{config.model} · {config.method} on {attachment.trainable:,} of {attachment.total:,} parameters · "
@@ -142,23 +145,25 @@ def _attach(vlm: vlm_models.VLM, config: TrainConfig) -> peft_methods.Attachment
     return peft_methods.attach(vlm.model, method)
 
 
-def _fitting(data: Data, collate: vlm_data.Collator, config: TrainConfig, console: Console) -> Data:
-    """Without the training rows whose text is longer than the model takes; they are rejected."""
-    first = data.train[0]
-    inputs = collate.image_inputs([vlm_data.decode(first["image"])])[0]  # sizes differ little; the loop checks each row
-    rejected, keep = list(data.rejected), []
-    prompts, references, sources = (data.train[name][:] for name in ("prompt", "references", "source"))
-    for index, (prompt, answers, source) in enumerate(zip(prompts, references, sources, strict=True)):
+def _fitting(data: Data, collate: vlm_data.Collator, config: TrainConfig) -> Data:
+    """Without the rows whose text is longer than the model takes; they are rejected."""
+    rejected = list(data.rejected)
+    image = collate.image_inputs([vlm_data.decode(data.train[0]["image"])])[0]
+    train_rows, val_rows = (_fitting_rows(rows, collate, image, rejected) for rows in (data.train, data.val))
+    check_rejected(config, rejected, len(data.train) + len(data.val) + len(data.rejected))
+    return Data(train_rows, val_rows, rejected)
+
+
+def _fitting_rows(rows: Dataset, collate: vlm_data.Collator, image: dict, rejected: list[vlm_data.Rejected]) -> Dataset:
+    keep = []
+    columns = [rows[name][:] for name in ("prompt", "references", "source")]
+    for index, (prompt, references, source) in enumerate(zip(*columns, strict=True)):
         try:
-            collate.encode({"prompt": prompt, "references": answers, "source": source}, inputs)
+            collate.encode({"prompt": prompt, "references": references, "source": source}, image)
             keep.append(index)
         except vlm_data.DataError as error:
             rejected.append(vlm_data.Rejected(source, str(error).removeprefix(f"{source}: ")))
-    check_rejected(config, rejected, len(data.train) + len(data.val) + len(data.rejected))
-    if rejected:
-        console.print(f"{len(rejected)} rows rejected, see rejected.jsonl in the run's folder", style="yellow")
-    train_rows = data.train if len(keep) == len(data.train) else data.train.select(keep)
-    return Data(train_rows, data.val, rejected)
+    return rows if len(keep) == len(rows) else rows.select(keep)
 
 
 def _predictions(data: Data, evaluation: Evaluation) -> list[dict]:

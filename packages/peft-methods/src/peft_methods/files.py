@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .errors import AdapterError
@@ -23,9 +23,9 @@ def write_adapter(folder: str | os.PathLike, config: dict[str, Any], tensors: di
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as writing:
-        # "format" tells transformers and peft that the tensors are torch's.
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, Path(writing, WEIGHTS), {"format": "pt"})
+        # "format" tells transformers and peft that the tensors are torch's. Not save_file: it hides files from others.
+        Path(writing, WEIGHTS).write_bytes(save(contiguous, metadata={"format": "pt"}))
         Path(writing, CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in (WEIGHTS, CONFIG):
             _sync(Path(writing, name))

@@ -99,7 +99,7 @@ class _LoRALinear(torch.autograd.Function):
         x, W, A, B, h, seed = ctx.saved_tensors
         need_x, need_W, need_b, *_ = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):  # the forward has settled the dtype
-            dy, rows = _rows(grad), _rows(x).to(grad.dtype)
+            dy, rows = _rows(grad).contiguous(), _rows(x).to(grad.dtype)
             dh, mask, dA, dB = _low_rank_backward(dy, rows, h, A, B, ctx.scale, ctx.dropout, seed)
             dx = _add_product(dy @ W.to(dy.dtype), dh, A, mask).view(x.shape).to(x.dtype) if need_x else None
             dW = (dy.t() @ rows).to(W.dtype) if need_W else None
@@ -121,7 +121,7 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx, grad):
         x, A, B, h, seed = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            dy, rows = _rows(grad), _rows(x).to(grad.dtype)
+            dy, rows = _rows(grad).contiguous(), _rows(x).to(grad.dtype)
             dh, mask, dA, dB = _low_rank_backward(dy, rows, h, A, B, ctx.scale, ctx.dropout, seed)
             dx = _add_product(None, dh, A, mask).view(x.shape).to(x.dtype) if ctx.needs_input_grad[1] else None
         return grad, dx, dA, dB, None, None, None

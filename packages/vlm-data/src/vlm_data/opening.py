@@ -9,12 +9,13 @@ import datasets
 
 from vlm_data.csv_table import CsvTable
 from vlm_data.schema import FEATURES, DataError, Rejected, reject
-from vlm_data.sources import caption_csv, easy_vqa, file_names, question_csv
+from vlm_data.sources import caption_csv, easy_vqa, file_names, image_csv, question_csv
 
 SOURCES = ("easy-vqa", "scenes")
 READERS = {
     "captions-csv": caption_csv.read,
     "questions-csv": question_csv.read,
+    "images-csv": image_csv.read,
     "file-names": file_names.read,
 }
 
@@ -34,7 +35,7 @@ def open(
     data: "easy-vqa", "scenes", or the path of a CSV file or a folder ("./scenes" for a folder of such a name).
     split: of a named source; default "train".
     image_dir: the images of a CSV; default: the CSV's own folder.
-    format: "captions-csv", "questions-csv", "file-names", or "auto" to tell it from the path and the header.
+    format: "captions-csv", "questions-csv", "images-csv", "file-names", or "auto" to tell it from path and header.
     rejected: None raises DataError at the first bad row; to a list, the bad rows are appended, and reading goes on.
     seed, size: of "scenes" only.
 

@@ -159,16 +159,21 @@ def _questions(shapes: list[Shape], rng: random.Random) -> list[tuple[str, str]]
 
 
 def _exists(shapes: list[Shape], rng: random.Random) -> tuple[str, str]:
-    """A yes-or-no question; the thing asked for is there half of the time, and half of the questions are negated."""
+    """A yes-or-no question; the thing asked for is there half of the time, and a third of the questions are negated."""
     shown = rng.choice(shapes)
     there = rng.random() < 0.5
     kinds, colors = {shape.kind for shape in shapes}, {shape.color for shape in shapes}
     kind = shown.kind if there else rng.choice([kind for kind in SHAPES if kind not in kinds])
     color = shown.color if there else rng.choice([color for color in COLORS if color not in colors])
     thing = rng.choice([kind, f"{color} shape"])
-    negated = rng.random() < 0.5
+    negated = rng.random() < 1 / 3
     question = rng.choice(EXISTS_NOT if negated else EXISTS).format(thing)
     return question, "yes" if there != negated else "no"
+
+
+def is_negated(question: str) -> bool:
+    """Whether a question asks for absence."""
+    return not {"no", "not"}.isdisjoint(question.split())
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
