@@ -1,5 +1,6 @@
 """vlm-train and vlm-infer as a user runs them: own files, results, and every kind of bad input."""
 
+import contextlib
 import csv
 import json
 import os
@@ -10,17 +11,31 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import vlm_data
+import vlm_infer.cli
+import vlm_train.cli
 
 SCRIPTS = Path(sys.executable).parent
 QUICK = ["--model", "tiny-git", "--max-steps", "3", "--batch-size", "8", "--val-rows", "40"]
 
 
-def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+def process(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a command as a process of its own."""
     environment = {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
     line = [str(SCRIPTS / arguments[0]), *map(str, arguments[1:])]
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a command in this process, which saves the imports."""
+    app = {"vlm-train": vlm_train.cli.app, "vlm-infer": vlm_infer.cli.app}[arguments[0]]
+    with contextlib.chdir(cwd):
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments[1:]])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 def fails(*arguments: str | Path, cwd: Path) -> str:
@@ -28,7 +43,6 @@ def fails(*arguments: str | Path, cwd: Path) -> str:
     before = sorted(cwd.rglob("*"))
     result = command(*arguments, cwd=cwd)
     assert result.returncode == 2, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
     assert sorted(cwd.rglob("*")) == before
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and len(result.stderr.splitlines()) == 1, result.stderr
@@ -65,7 +79,7 @@ def finished(files) -> Path:
     (files / "photos" / "broken.png").write_bytes(b"<html>not found</html>")
     bad = "broken.png,a broken picture\nmissing.png,a missing one\n../captions.csv,an escape\n"
     table.write_text((files / "captions.csv").read_text() + bad)
-    result = command("vlm-train", "--data", table, "--image-dir", files / "photos", *QUICK, "--out", "run", cwd=files)
+    result = process("vlm-train", "--data", table, "--image-dir", files / "photos", *QUICK, "--out", "run", cwd=files)
     assert result.returncode == 0, result.stderr
     assert (
         "3 rows rejected" in result.stdout and "exact match" in result.stdout and "vlm-infer --run run" in result.stdout
@@ -114,7 +128,7 @@ def test_the_same_seed_gives_the_same_adapter_byte_for_byte(finished, files):
 
 
 def test_infer_one_image_a_folder_and_a_table(finished, files):
-    one = command("vlm-infer", "--run", "run", "--image", "photos/0.png", cwd=files)
+    one = process("vlm-infer", "--run", "run", "--image", "photos/0.png", cwd=files)
     assert one.returncode == 0 and len(one.stdout.strip().splitlines()) == 1, one.stderr
     asked = command("vlm-infer", "--run", "run", "--image", "photos/0.png", "--question", "is there a star?", cwd=files)
     assert asked.stdout.strip() in ("yes", "no")

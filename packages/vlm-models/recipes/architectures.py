@@ -91,6 +91,7 @@ def tiny_blip2(texts: list[str]) -> Blip2:
         vision_config=Blip2VisionConfig(
             hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=3, num_attention_heads=HEADS,
             image_size=64, patch_size=8,
+            initializer_range=0.02,  # transformers' default is 1e-10, from which nothing is learned
         ).to_dict(),
         qformer_config=Blip2QFormerConfig(
             hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=2 * WIDTH,

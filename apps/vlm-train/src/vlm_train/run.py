@@ -95,6 +95,7 @@ def run(config: TrainConfig) -> Path:
     results = {
         "before": {name: score.value for name, score in before.scores.items()},
         "after": {name: score.value for name, score in after.scores.items()},
+        "intervals": {name: score.interval for name, score in after.scores.items()},
         "signatures": {name: score.signature for name, score in after.scores.items()},
         "steps": len(log),
         "seconds": {"training": train_seconds, "all": time.perf_counter() - started},

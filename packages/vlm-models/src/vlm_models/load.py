@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -19,7 +20,7 @@ from vlm_models.device import choose_device, choose_dtype
 from vlm_models.errors import ModelError
 from vlm_models.families import Blip2, Chat, EncoderDecoder, Git
 from vlm_models.pair import ImageTextPair
-from vlm_models.quantize import quantization_config
+from vlm_models.quantize import keep_differentiable, quantization_config
 from vlm_models.tiny import TINY, tiny_folder
 from vlm_models.vlm import VLM
 
@@ -60,6 +61,8 @@ def load(name: str, quantization: str = "none", device: str = "auto", dtype: str
     model = _read(lambda: model_class.from_pretrained(place, **options), name)
     if quantization == "none":
         model = model.to(chosen_device)
+    else:
+        keep_differentiable(model)
     processor_class = ImageTextPair if family is EncoderDecoder else AutoProcessor
     processor = _read(lambda: processor_class.from_pretrained(place), name)
     return family(model, processor, name).eval()
@@ -88,6 +91,6 @@ def _read(read: Any, name: str) -> Any:
     except UNREACHABLE as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot load {name!r}: {reason} Models that need no download: {', '.join(TINY)}") from error
-    except (ValueError, KeyError, torch.OutOfMemoryError) as error:
+    except (ValueError, KeyError, SafetensorError, torch.OutOfMemoryError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load {name!r}: {reason}") from error

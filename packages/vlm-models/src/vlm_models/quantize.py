@@ -1,6 +1,7 @@
 """Quantization by bitsandbytes: QLoRA's 4-bit NormalFloat (Dettmers et al. 2023) and LLM.int8() (2022)."""
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from vlm_models.errors import ModelError
@@ -21,3 +22,14 @@ def quantization_config(quantization: str, compute: torch.dtype, skip: list[str]
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     raise ModelError(f"unknown quantization {quantization!r}; known: {', '.join(QUANTIZATIONS)}")
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep 4-bit layers on a CPU in the layout that has a backward pass.
+
+    On a CPU with AVX-512 bfloat16, bitsandbytes re-packs the weights for inference at the first forward pass in
+    evaluation mode, for good; no gradient passes such a layer afterwards, so that evaluating before training breaks it.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -89,7 +89,10 @@ class VLM(nn.Module, ABC):
         return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def targets(self, part: str = "language") -> list[str]:
-        """Names, within `vlm.model`, of the linear layers of a part: "language", "vision" or "all"; never the head."""
+        """Names, within `vlm.model`, of the linear layers of a part: "language", "vision" or "all".
+
+        Never the head, and never a ViT's pooler, through which nothing flows here.
+        """
         parts = {
             "language": self.language_parts,
             "vision": self.vision_parts,
@@ -101,7 +104,7 @@ class VLM(nn.Module, ABC):
         return [
             name
             for name, module in self.model.named_modules()
-            if f"{name}.".startswith(inside) and module is not self.head and _is_linear(module)
+            if f"{name}.".startswith(inside) and module is not self.head and "pooler" not in name and _is_linear(module)
         ]
 
     @property
