@@ -102,7 +102,8 @@ def test_a_run_is_the_folder_of_the_design(finished):
     mean = sum(one["exact_match"] for one in predictions) / len(predictions)
     assert mean == pytest.approx(record["results"]["after"]["exact_match"])
     steps = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert steps[-1]["step"] == 3 and steps[-1]["loss"] > 0
+    assert [step["step"] for step in steps] == [0, 3, 3]  # evaluated before, trained, evaluated after
+    assert steps[1]["loss"] > 0 and steps[2]["exact_match"] == record["results"]["after"]["exact_match"]
     assert Image.open(finished / "curves.png").size[0] > 100
     assert (finished / "report.html").read_text().count("<figure>") == len(predictions)
 

@@ -27,10 +27,6 @@ class Step:
     rows: int
     seconds: float
 
-    @property
-    def samples_per_second(self) -> float:
-        return self.rows / self.seconds
-
 
 def train(
     vlm: VLM,

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from vlm_train.evaluate import Evaluation, evaluate
 from vlm_train.features import encode_once
 from vlm_train.loop import Step, planned_steps, train
 from vlm_train.memory import peak_memory
-from vlm_train.progress import track
+from vlm_train.progress import Tracker, track
 from vlm_train.rundir import RunDir, choose_folder, describe_run
 
 UserError = (
@@ -53,6 +54,7 @@ def run(config: TrainConfig) -> Path:
         f"{config.model} · {config.method} on {attachment.trainable:,} of {attachment.total:,} parameters · "
         f"{len(data.train):,} training and {len(data.val):,} validation rows · {steps:,} steps on {vlm.device}",
         highlight=False,
+        soft_wrap=True,
     )
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,37 +66,28 @@ def run(config: TrainConfig) -> Path:
 
     started = time.perf_counter()
     before = evaluate(vlm, collate, data.val, console, "evaluating before")
+    out.append("metrics.jsonl", {"step": 0, **_values(before)})
     console.print(f"before: {_headline(before)}", highlight=False)
     features = encode_once(vlm, collate, data.train, console)
-    log: list[Step] = []
     train_started = time.perf_counter()
-    interrupted = False
-    with track(console, "training", steps) as progress:
-
-        def after_step(step: Step) -> None:
-            log.append(step)
-            rate = sum(s.rows for s in log[-20:]) / sum(s.seconds for s in log[-20:])
-            progress.at(step.step, note=f"loss {step.loss:.3f}  {rate:.0f} rows/s")
-            if step.step % LOG_EVERY == 0 or step.step == steps:
-                numbers = {"loss": step.loss, "learning_rate": step.learning_rate, "rows_per_second": rate}
-                out.append("metrics.jsonl", {"step": step.step, **numbers})
-
-        try:
-            train(vlm, attachment, collate, data.train, features, config, after_step)
-        except KeyboardInterrupt:
-            interrupted = True
+    log: list[Step] = []
+    try:
+        with track(console, "training", steps) as progress:
+            train(vlm, attachment, collate, data.train, features, config, _keep(log, steps, out, progress))
+    except KeyboardInterrupt:
+        attachment.save(out.adapter, base_model=config.model)
+        out.write_json("run.json", {**record, "status": f"interrupted after step {len(log)} of {steps}"})
+        console.print(f"interrupted after step {len(log)} of {steps}; the adapter so far is in {out.adapter}")
+        raise SystemExit(130) from None
     train_seconds = time.perf_counter() - train_started
     attachment.save(out.adapter, base_model=config.model)
-    if interrupted:
-        out.write_json("run.json", {**record, "status": f"interrupted after step {len(log)} of {steps}"})
-        console.print(f"\ninterrupted after step {len(log)} of {steps}; the adapter so far is in {out.adapter}")
-        raise SystemExit(130)
     after = evaluate(vlm, collate, data.val, console, "evaluating after")
+    out.append("metrics.jsonl", {"step": steps, **_values(after)})
 
     predictions = _predictions(data, after)
     results = {
-        "before": {name: score.value for name, score in before.scores.items()},
-        "after": {name: score.value for name, score in after.scores.items()},
+        "before": _values(before),
+        "after": _values(after),
         "intervals": {name: score.interval for name, score in after.scores.items()},
         "signatures": {name: score.signature for name, score in after.scores.items()},
         "steps": len(log),
@@ -109,6 +102,24 @@ def run(config: TrainConfig) -> Path:
     out.write_json("run.json", {**record, "status": "done", "results": results})
     _close(console, out, facts, data)
     return folder
+
+
+def _keep(log: list[Step], steps: int, out: RunDir, progress: Tracker) -> Callable[[Step], None]:
+    """What to do after each step: remember it, show it, and every so often write it down."""
+
+    def after_step(step: Step) -> None:
+        log.append(step)
+        rate = sum(s.rows for s in log[-20:]) / sum(s.seconds for s in log[-20:])
+        progress.at(step.step, note=f"loss {step.loss:.3f}  {rate:.0f} rows/s")
+        if step.step % LOG_EVERY == 0 or step.step == steps:
+            numbers = {"loss": step.loss, "learning_rate": step.learning_rate, "rows_per_second": rate}
+            out.append("metrics.jsonl", {"step": step.step, **numbers})
+
+    return after_step
+
+
+def _values(evaluation: Evaluation) -> dict[str, float]:
+    return {name: score.value for name, score in evaluation.scores.items()}
 
 
 def show(config: TrainConfig) -> None:
