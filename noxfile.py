@@ -1,6 +1,8 @@
 """What is run before a change lands: tests, lint, wheels; and on demand: bench, gpu."""
 
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import nox
@@ -42,11 +44,23 @@ def wheels(session: nox.Session) -> None:
 @nox.parametrize("name", list(DISTRIBUTIONS), ids=list(DISTRIBUTIONS))
 def wheel(session: nox.Session, name: str) -> None:
     """One built wheel, alone in a clean environment: an import that is not declared fails here."""
-    extra = "[samples]" if name == "vlm-data" else ""
-    session.install(f"{name}{extra}", "pytest", "hypothesis", "--find-links", str(WHEELS), "--reinstall-package", name)
+    with_extra = {"vlm-data": "vlm-data[samples]"}
+    wheels = [f"{with_extra.get(own, own)} @ {_wheel(own)}" for own in (name, *_siblings(name))]
+    session.install(*wheels, "pytest", "hypothesis")
     if name == "peft-methods":
         session.run("python", "-c", "import importlib.util as u; assert u.find_spec('transformers') is None")
     session.run("pytest", "-q", "-p", "no:cacheprovider", str(DISTRIBUTIONS[name] / "tests"), env=ONE_THREAD)
+
+
+def _siblings(name: str) -> list[str]:
+    """The distributions of this workspace that one requires, so that no others are in its environment."""
+    required = tomllib.loads((DISTRIBUTIONS[name] / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [sibling for sibling in DISTRIBUTIONS if any(re.match(rf"{sibling}\b(?!-)", line) for line in required)]
+
+
+def _wheel(name: str) -> str:
+    (file,) = WHEELS.glob(f"{name.replace('-', '_')}-*.whl")
+    return file.resolve().as_uri()
 
 
 @nox.session(venv_backend="none")

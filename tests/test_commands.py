@@ -226,7 +226,7 @@ def test_bad_input_of_infer_is_one_line(finished, files):
     assert "not an image" in fails("vlm-infer", "--run", "run", "--image", "photos/broken.png", cwd=files)
     assert "nowhere.png" in fails("vlm-infer", "--run", "run", "--image", "nowhere.png", cwd=files)
     assert "must end in .csv or .jsonl" in fails("vlm-infer", "--run", "run", *image, "--out", "a.txt", cwd=files)
-    assert "no readable image" in fails("vlm-infer", "--run", "run", "--images", "none", cwd=files)
+    assert "none: there are no images in it" in fails("vlm-infer", "--run", "run", "--images", "none", cwd=files)
 
 
 def test_a_killed_run_says_so(finished, files):

@@ -43,7 +43,7 @@ def test_names_without_words_and_links_that_leave_are_rejected(tmp_path):
 
 
 def test_folders_that_cannot_be_meant(tmp_path):
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="no images"):
         vlm_data.open(tmp_path)
     put(tmp_path, "a.jpg")
     with pytest.raises(DataError, match="leave image_dir out"):

@@ -59,7 +59,7 @@ def open(
         else:
             rows.append(item)
     if empty:
-        raise DataError(f"{data}: there are no rows in it")
+        raise DataError(f"{data}: there are no {'images' if Path(data).is_dir() else 'rows'} in it")
     return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
 
