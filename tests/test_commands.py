@@ -4,8 +4,10 @@ import contextlib
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -227,6 +229,19 @@ def test_bad_input_of_infer_is_one_line(finished, files):
     assert "nowhere.png" in fails("vlm-infer", "--run", "run", "--image", "nowhere.png", cwd=files)
     assert "must end in .csv or .jsonl" in fails("vlm-infer", "--run", "run", *image, "--out", "a.txt", cwd=files)
     assert "none: there are no images in it" in fails("vlm-infer", "--run", "run", "--images", "none", cwd=files)
+
+
+def test_an_interrupted_run_keeps_its_adapter(files):
+    line = [SCRIPTS / "vlm-train", "--data", "scenes", "--model", "tiny-git", "--val-rows", "8", "--out", "interrupted"]
+    training = subprocess.Popen(line, cwd=files, stdout=subprocess.PIPE, text=True)
+    metrics = files / "interrupted" / "metrics.jsonl"
+    while training.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):
+        time.sleep(0.1)
+    training.send_signal(signal.SIGINT)
+    said, _ = training.communicate(timeout=120)
+    assert training.returncode == 130 and "interrupted after step" in said
+    assert json.loads((files / "interrupted" / "run.json").read_text())["status"].startswith("interrupted after step")
+    assert command("vlm-infer", "--run", "interrupted", "--image", "photos/0.png", cwd=files).stdout.strip()
 
 
 def test_a_killed_run_says_so(finished, files):
