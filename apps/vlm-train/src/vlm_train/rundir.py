@@ -54,8 +54,7 @@ def choose_folder(config: TrainConfig) -> Path:
             what = "already holds a run" if (folder / "run.json").exists() else "exists and is not empty"
             raise ConfigError(f"--out {folder} {what}; choose another folder or remove it")
         return folder
-    names = [Path(part).stem if "/" in part or "." in part else part for part in (config.model, config.data)]
-    base = Path("runs") / f"{names[0]}-{config.method}-{names[1]}"
+    base = Path("runs") / f"{Path(config.model).name}-{config.method}-{Path(config.data).stem}"
     number = 1
     while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
         number += 1

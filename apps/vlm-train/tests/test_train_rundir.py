@@ -1,0 +1,37 @@
+"""Where a run goes, and how its files are written."""
+
+import pytest
+
+from vlm_train.config import ConfigError, TrainConfig
+from vlm_train.rundir import RunDir, choose_folder
+
+
+def test_a_run_is_named_after_what_it_is_and_never_overwrites(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(model="Salesforce/blip2-opt-2.7b", data="my/photos.csv")
+    first = choose_folder(config)
+    assert str(first) == "runs/blip2-opt-2.7b-lora-photos"
+    first.mkdir(parents=True)
+    assert str(choose_folder(config)) == "runs/blip2-opt-2.7b-lora-photos-2"
+
+
+def test_out_may_be_empty_but_not_in_use(tmp_path):
+    config = TrainConfig(out=str(tmp_path / "run"))
+    assert choose_folder(config) == tmp_path / "run"
+    (tmp_path / "run").mkdir()
+    assert choose_folder(config) == tmp_path / "run"
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        choose_folder(config)
+    (tmp_path / "run" / "run.json").touch()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        choose_folder(config)
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_lines("a.jsonl", [{"text": "é"}, {"text": "b"}])
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == '{"text": "é"}\n{"text": "b"}\n'
+    with pytest.raises(TypeError):
+        run.write_json("run.json", {"not": {1, 2}})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
