@@ -40,8 +40,8 @@ def test_loss_is_that_of_transformers(vlm, collate, scene_rows):
         expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     loss, count = vlm(batch)
     assert count == (labels != -100).sum()
-    # transformers computes GIT's and BLIP-2's loss in float32
-    assert (loss / count).item() == pytest.approx(expected.item(), rel=1e-6)
+    # transformers computes the loss from logits in float32
+    assert (loss / count).item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
 
 
 def test_vit_gpt2_loss_of_captions_is_that_of_transformers(scene_rows):

@@ -4,7 +4,7 @@ import math
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vlm_eval import bleu
@@ -40,6 +40,7 @@ def test_equal_to_sacrebleu_without_smoothing(random, max_n):
     predictions = [" ".join(row[0].split()[:-1] + random.choices(words, k=random.randint(0, 3))) for row in references]
     scorer = sacrebleu.BLEU(smooth_method="none", tokenize="none", max_ngram_order=max_n)
     expected = scorer.corpus_score(predictions, list(zip(*references, strict=True))).score / 100
+    assume(expected > 0)  # without a common n-gram, where sacrebleu gives 0, the COCO tools give a tiny number
     assert bleu(predictions, references, max_n).value == pytest.approx(expected, rel=1e-9)
 
 
