@@ -196,6 +196,7 @@ BAD_DATA = {
     "too many bad": (["--data", "captions.csv", "--image-dir", "none"], "image not found"),
     "all broken": (["--data", "broken.csv"], "is HTML text, not an image"),
     "escape": (["--data", "escape.csv"], "leaves the image folder"),
+    "too long": (["--data", "long.csv"], "tokens, the model takes 512; shorten the prompt or the answer"),
     "format": (["--data", "captions.csv", "--format", "coco"], "unknown format 'coco'"),
     "model": (["--model", "tiny-gti"], "did you mean tiny-git"),
     "hub": (["--model", "nobody/nothing"], "cannot load 'nobody/nothing'"),
@@ -214,6 +215,8 @@ def test_bad_input_of_train_is_one_line(case, finished, files):
     (files / "empty.csv").write_text("")
     (files / "header.csv").write_text("image_name,caption\n")
     (files / "broken.csv").write_text("image_name,caption\nphotos/broken.png,a\n")
+    long = "very " * 200
+    (files / "long.csv").write_text(f"image_name,caption\nphotos/0.png,{long}\nphotos/1.png,{long}\n")
     (files / "escape.csv").write_text("image_name,caption\n../../etc/passwd,a\n")
     arguments, message = BAD_DATA[case]
     if "--data" not in arguments:

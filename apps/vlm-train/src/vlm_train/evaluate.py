@@ -11,7 +11,7 @@ from vlm_models import VLM
 from vlm_train.progress import track
 
 BATCH = 128  # rows
-MAX_NEW_TOKENS = {True: 16, False: 48}  # for answers, for captions
+MORE_TOKENS = 8  # than the longest reference has: a longer text is wrong in any case
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,13 @@ class Evaluation:
 def evaluate(vlm: VLM, collate: Collator, rows: Dataset, console: Console, title: str) -> Evaluation:
     """Generate greedily for every row and score. Exact match ignores case; captions are scored by BLEU too."""
     predictions: list[str] = []
-    only_answers = all(prompt is not None for prompt in rows["prompt"])
+    known = {text for texts in rows["references"] for text in texts}
+    longest = max(len(ids) for ids in vlm.processor.tokenizer(sorted(known), add_special_tokens=False).input_ids)
     with track(console, title, len(rows)) as progress:
         for start in range(0, len(rows), BATCH):
             part = rows.select(range(start, min(start + BATCH, len(rows)))).to_list()
             batch = vlm.to_device(collate.prompts(part))
-            predictions += vlm.generate(batch, max_new_tokens=MAX_NEW_TOKENS[only_answers])
+            predictions += vlm.generate(batch, max_new_tokens=longest + MORE_TOKENS)
             progress.at(len(predictions))
     return Evaluation(predictions, score(predictions, rows))
 

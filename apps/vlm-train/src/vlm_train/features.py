@@ -5,7 +5,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from vlm_data import Collator, decode
-from vlm_data.collators.base import ImageInputs, image_identity
+from vlm_data.collators import ImageInputs, image_identity
 from vlm_models import VLM
 from vlm_train.progress import track
 

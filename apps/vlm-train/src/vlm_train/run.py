@@ -163,6 +163,8 @@ def _fitting(data: Data, collate: vlm_data.Collator, config: TrainConfig) -> Dat
     image = collate.image_inputs([vlm_data.decode(data.train[0]["image"])])[0]
     train_rows, val_rows = (_fitting_rows(rows, collate, image, rejected) for rows in (data.train, data.val))
     check_rejected(config, rejected, len(data.train) + len(data.val) + len(data.rejected))
+    if not len(train_rows) or not len(val_rows):
+        raise vlm_data.DataError(f"{config.data}: no rows are left to train and evaluate on; {rejected[-1].reason}")
     return Data(train_rows, val_rows, rejected)
 
 

@@ -35,7 +35,7 @@ UNREACHABLE = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HF
 
 
 def load(name: str, quantization: str = "none", device: str = "auto", dtype: str = "auto") -> VLM:
-    """Load a vision-language model, frozen or not as it was saved, in evaluation mode.
+    """Load a vision-language model and its processor, in evaluation mode.
 
     Args:
         name: a hub id ("microsoft/git-base"), a folder written by `save_pretrained`, or a tiny name ("tiny-git").
