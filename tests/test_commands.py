@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -236,7 +237,8 @@ def test_bad_input_of_infer_is_one_line(finished, files):
 
 def test_an_interrupted_run_keeps_its_adapter(files):
     line = [SCRIPTS / "vlm-train", "--data", "scenes", "--model", "tiny-git", "--val-rows", "8", "--out", "interrupted"]
-    training = subprocess.Popen(line, cwd=files, stdout=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job inherits that it is ignored
+    training = subprocess.Popen(line, cwd=files, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
     metrics = files / "interrupted" / "metrics.jsonl"
     while training.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):
         time.sleep(0.1)
