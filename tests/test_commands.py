@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import vlm_data
 import vlm_infer.cli
 import vlm_train.cli
 
@@ -53,26 +52,9 @@ def fails(*arguments: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
+def files(user_folder) -> Path:
     """A user's folder: photos, a table of captions and one of questions."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "photos").mkdir()
-    captions, questions = [], []
-    for row in vlm_data.open("scenes", split="user", size=30):
-        name = f"{row['id'].split('-')[3]}.png"
-        vlm_data.decode(row["image"]).save(folder / "photos" / name)
-        if row["prompt"] is None:
-            captions.append([name, row["references"][0]])
-        else:
-            questions.append([name, row["prompt"], row["references"][0]])
-    _write(folder / "captions.csv", ["image_name", "caption"], captions)
-    _write(folder / "questions.csv", ["image_name", "question", "answer"], questions)
-    return folder
-
-
-def _write(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+    return user_folder("user", 30)
 
 
 @pytest.fixture(scope="module")

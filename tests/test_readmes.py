@@ -1,6 +1,5 @@
 """Every command and every Python block of every README runs, and the first one reaches what it promises."""
 
-import csv
 import json
 import os
 import re
@@ -10,9 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-import vlm_data
-from vlm_data.sources import scenes
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = Path(sys.executable).parent
@@ -34,22 +30,11 @@ READMES = sorted(ROOT.glob("*/*/README.md"), key=lambda path: path.parent.name =
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(user_folder) -> Path:
     """What the READMEs take as a user's own: photos, tables of them, a configuration."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "photos").mkdir()
-    captions, questions = [["image_name", "caption"]], [["image_name", "question", "answer"]]
-    for row in scenes.read("readme", 12):
-        name = f"scene_{row['id'].split('-')[3]}.png"
-        vlm_data.decode(row["image"]).save(folder / "photos" / name)
-        if row["prompt"] is None:
-            captions.append([name, row["references"][0]])
-        else:
-            questions.append([name, row["prompt"], row["references"][0]])
-    for name, rows in (("captions", captions), ("photos", captions), ("questions", questions)):
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
-    (folder / "photo.png").write_bytes((folder / "photos" / "scene_0.png").read_bytes())
+    folder = user_folder("readme", 12)
+    (folder / "photos.csv").write_bytes((folder / "captions.csv").read_bytes())
+    (folder / "photo.png").write_bytes((folder / "photos" / "0.png").read_bytes())
     (folder / "run.yaml").write_text("data: captions.csv\nimage-dir: photos\nmodel: tiny-git\nmax-steps: 2\n")
     return folder
 

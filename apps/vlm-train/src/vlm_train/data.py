@@ -33,12 +33,23 @@ def read_data(config: TrainConfig, console: Console) -> Data:
         total = len(rows) + len(rejected)
         with track(console, "checking images", len(rows)) as progress:
             rows = vlm_data.verify(rows, rejected, progress.at)
-        check_rejected(config, rejected, total)
+        _check_rejected(config, rejected, total)
         train, val = vlm_data.split(rows, val_fraction=config.val_fraction, seed=config.seed)
     return Data(train, _sample(val, config.val_rows, config.seed), rejected)
 
 
-def check_rejected(config: TrainConfig, rejected: list[vlm_data.Rejected], total: int) -> None:
+def fitting(data: Data, collate: vlm_data.Collator, config: TrainConfig) -> Data:
+    """Without the rows whose text is longer than the model takes; they are rejected."""
+    rejected = list(data.rejected)
+    image = collate.image_inputs([vlm_data.decode(data.train[0]["image"])])[0]
+    train_rows, val_rows = (_fitting_rows(rows, collate, image, rejected) for rows in (data.train, data.val))
+    _check_rejected(config, rejected, len(data.train) + len(data.val) + len(data.rejected))
+    if not len(train_rows) or not len(val_rows):
+        raise vlm_data.DataError(f"{config.data}: no rows are left to train and evaluate on; {rejected[-1].reason}")
+    return Data(train_rows, val_rows, rejected)
+
+
+def _check_rejected(config: TrainConfig, rejected: list[vlm_data.Rejected], total: int) -> None:
     """Raise if more rows are bad than is tolerated: then it is the data that needs mending."""
     tolerated = config.max_rejected if config.max_rejected is not None else max(10, total // 100)
     if len(rejected) == total or len(rejected) > tolerated:
@@ -64,3 +75,15 @@ def _sample(rows: Dataset, size: int, seed: int) -> Dataset:
     chosen = rows.shuffle(seed=seed).select(range(size))["id"]
     keep = set(chosen)
     return rows.select([index for index, name in enumerate(rows["id"]) if name in keep])
+
+
+def _fitting_rows(rows: Dataset, collate: vlm_data.Collator, image: dict, rejected: list[vlm_data.Rejected]) -> Dataset:
+    keep = []
+    columns = [rows[name][:] for name in ("prompt", "references", "source")]
+    for index, (prompt, references, source) in enumerate(zip(*columns, strict=True)):
+        try:
+            collate.encode({"prompt": prompt, "references": references, "source": source}, image)
+            keep.append(index)
+        except vlm_data.DataError as error:
+            rejected.append(vlm_data.Rejected(source, str(error).removeprefix(f"{source}: ")))
+    return rows if len(keep) == len(rows) else rows.select(keep)

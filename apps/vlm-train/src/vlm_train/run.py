@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +16,7 @@ import vlm_data
 import vlm_models
 from vlm_train import report
 from vlm_train.config import ConfigError, TrainConfig
-from vlm_train.data import Data, check_rejected, read_data
+from vlm_train.data import Data, fitting, read_data
 from vlm_train.evaluate import Evaluation, evaluate
 from vlm_train.features import encode_once
 from vlm_train.loop import Step, planned_steps, train
@@ -46,7 +45,7 @@ def run(config: TrainConfig) -> Path:
     vlm = _load(config)
     attachment = _attach(vlm, config)
     collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
-    data = _fitting(data, collate, config)
+    data = fitting(data, collate, config)
     if data.rejected:
         console.print(f"{len(data.rejected)} rows rejected, see rejected.jsonl in {folder}", style="yellow")
     steps = planned_steps(len(data.train), config)
@@ -155,29 +154,6 @@ def _attach(vlm: vlm_models.VLM, config: TrainConfig) -> peft_methods.Attachment
     targets = vlm.targets(config.targets) if config.targets in PARTS else config.target_list
     method = peft_methods.LoRA(rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=targets)
     return peft_methods.attach(vlm.model, method)
-
-
-def _fitting(data: Data, collate: vlm_data.Collator, config: TrainConfig) -> Data:
-    """Without the rows whose text is longer than the model takes; they are rejected."""
-    rejected = list(data.rejected)
-    image = collate.image_inputs([vlm_data.decode(data.train[0]["image"])])[0]
-    train_rows, val_rows = (_fitting_rows(rows, collate, image, rejected) for rows in (data.train, data.val))
-    check_rejected(config, rejected, len(data.train) + len(data.val) + len(data.rejected))
-    if not len(train_rows) or not len(val_rows):
-        raise vlm_data.DataError(f"{config.data}: no rows are left to train and evaluate on; {rejected[-1].reason}")
-    return Data(train_rows, val_rows, rejected)
-
-
-def _fitting_rows(rows: Dataset, collate: vlm_data.Collator, image: dict, rejected: list[vlm_data.Rejected]) -> Dataset:
-    keep = []
-    columns = [rows[name][:] for name in ("prompt", "references", "source")]
-    for index, (prompt, references, source) in enumerate(zip(*columns, strict=True)):
-        try:
-            collate.encode({"prompt": prompt, "references": references, "source": source}, image)
-            keep.append(index)
-        except vlm_data.DataError as error:
-            rejected.append(vlm_data.Rejected(source, str(error).removeprefix(f"{source}: ")))
-    return rows if len(keep) == len(rows) else rows.select(keep)
 
 
 def _predictions(data: Data, evaluation: Evaluation) -> list[dict]:

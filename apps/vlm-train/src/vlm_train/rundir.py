@@ -74,19 +74,15 @@ def describe_run(config: TrainConfig, vlm: VLM, train: Dataset, val: Dataset, tr
             "quantization": config.quantization,
             "fingerprint": _hash(vlm.model.config.to_json_string()),
         },
-        "data": {name: {"rows": len(rows), "fingerprint": _rows_hash(rows)} for name, rows in _named(train, val)},
+        "data": {"train": _describe_rows(train), "validation": _describe_rows(val)},
         "trained": trained,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 
 
-def _named(train: Dataset, val: Dataset) -> tuple[tuple[str, Dataset], ...]:
-    return ("train", train), ("validation", val)
-
-
-def _rows_hash(rows: Dataset) -> str:
-    columns = rows.select_columns(["id", "prompt", "references"])
-    return _hash(json.dumps([columns["id"][:], columns["prompt"][:], columns["references"][:]]))
+def _describe_rows(rows: Dataset) -> dict[str, Any]:
+    content = json.dumps([rows[column][:] for column in ("id", "prompt", "references")])
+    return {"rows": len(rows), "fingerprint": _hash(content)}
 
 
 def _hash(text: str) -> str:
