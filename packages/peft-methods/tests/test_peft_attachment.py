@@ -221,12 +221,6 @@ def test_state_dict_round_trip():
     assert not torch.equal(model(x), expected)
 
 
-def test_second_attachment_is_refused():
-    model, _, _, _ = setup()
-    with pytest.raises(pm.AdapterError, match="already"):
-        pm.attach(model, pm.LoRA())
-
-
 def test_attached_in_eval_mode_stays_in_eval_mode():
     model = Model().eval()
     attachment = pm.attach(model, pm.LoRA(dropout=0.9))

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import peft_methods as pm
 from peft_methods.lora import LoRALinear
-from peft_methods.lowrank import _keep_mask, add_low_rank, lora_linear, new_seed
+from peft_methods.lora.lowrank import _keep_mask, add_low_rank, lora_linear, new_seed
 
 RELATIVE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 

@@ -1,8 +1,20 @@
 """Parameter-efficient fine-tuning methods from scratch, on torch alone."""
 
-from .attachment import Attachment, attach, load
+from .attachment import Attachment, attach, attachments, load
 from .errors import AdapterError
 from .lora import LoRA
 from .targets import TargetError
+from .tuning import BitFit, FullFineTuning, NormTuning
 
-__all__ = ["AdapterError", "Attachment", "LoRA", "TargetError", "attach", "load"]
+__all__ = [
+    "AdapterError",
+    "Attachment",
+    "BitFit",
+    "FullFineTuning",
+    "LoRA",
+    "NormTuning",
+    "TargetError",
+    "attach",
+    "attachments",
+    "load",
+]

@@ -1,37 +1,46 @@
-"""`attach` freezes a model and puts a method's modules into it; the `Attachment` is what knows about them.
+"""`attach` freezes a model and puts a method's parts into it; the `Attachment` is what knows about them.
 
-Nothing is found again by searching names: the attachment holds its wrappers, and a wrapper names its own parameters.
-So what trains, what is counted and what is saved is one and the same set.
+Nothing is found again by searching names: the attachment holds its parts, and a part names its own parameters. So what
+trains, what is counted and what is saved is one and the same set.
+
+A model may carry several attachments, each of them put on what was there before. The model holds the list, so that a
+copy of the model carries copies of them: `attachments(copy)`.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import formats
 from .bridge import parameter_count
 from .errors import AdapterError, check_keys
 from .files import read_adapter, write_adapter
-from .interchange import config_of, key_of, keys_of_module, method_of, modules_of
-from .lora import LoRA, LoRALinear
-from .targets import exact_targets
+from .method import Method
+from .tree import Part, Wrapper, replace
 
 
-def attach(model: nn.Module, method: LoRA) -> "Attachment":
-    """Freeze every parameter of `model`, put `method`'s modules in place and return the handle to them.
+def attach(model: nn.Module, method: Method) -> "Attachment":
+    """Freeze every parameter of `model`, put `method`'s parts in place and return the handle to them.
+
+    What the model carries already stays, frozen; `requires_grad_` and `alone` of the attachments switch between them.
 
     Raises:
-        TargetError: an entry of the method's targets matches nothing, or something that is no linear layer.
-        AdapterError: the model carries an attachment already.
+        TargetError: an entry of the method's targets matches nothing, or something that the method cannot go on.
+        AdapterError: the model cannot carry the method. The model is unchanged in both cases.
     """
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
-        raise AdapterError("the model carries an attachment already: detach() that one first")
     return Attachment(model, method)
+
+
+def attachments(model: nn.Module) -> list["Attachment"]:
+    """What `attach` and `load` put on this model, oldest first."""
+    return list(model._carried.attachments) if hasattr(model, "_carried") else []
 
 
 def load(model: nn.Module, folder: str | PathLike, strict: bool = True) -> "Attachment":
@@ -42,18 +51,14 @@ def load(model: nn.Module, folder: str | PathLike, strict: bool = True) -> "Atta
             shapes are not the model's. With `strict=False` keys without a place in the model, and modules without
             keys, are left out. The model is unchanged then.
     """
-    config, tensors = read_adapter(folder)
+    files = read_adapter(folder)
     try:
-        method = method_of(config)
+        method, state = formats.read(files, model, strict)
     except AdapterError as error:
         raise AdapterError(f"{folder}: {error}") from None
-    found, expected = modules_of(config, model, tensors)
-    if strict or not found:
-        check_keys(tensors, [key for name in expected for key in keys_of_module(name)], str(folder))
-    attachment = attach(model, replace(method, targets=exact_targets(model, found)))
-    names = {key_of(name): name for name, _ in attachment.named_parameters()}
+    attachment = attach(model, method)
     try:
-        attachment.load_state_dict({names[key]: tensors[key] for key in names.keys() & tensors.keys()}, strict)
+        attachment.load_state_dict(state, strict)
     except AdapterError as error:
         attachment.detach()
         raise AdapterError(f"{folder}: {error}") from None
@@ -64,40 +69,84 @@ def load(model: nn.Module, folder: str | PathLike, strict: bool = True) -> "Atta
 _FUSED = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
 
 
-class Attachment:
-    """A method's modules in a model. Made by `attach` and `load`."""
+class _Carried:
+    """What a model carries, in its attribute of this name: attachments in the order of attaching, and of merging."""
 
-    def __init__(self, model: nn.Module, method: LoRA):
-        self.model, self.method = model, method
-        self.modules = method.wrap(model)
-        self.merged = False
-        self._was_trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self._frozen = sum(parameter_count(parameter) for parameter, _ in self._was_trainable)
+    def __init__(self, model: nn.Module):
+        self.attachments: list[Attachment] = []
+        self.merged: list[Attachment] = []
         layers = [(layer, flag) for layer in model.modules() for cls, flag in _FUSED.items() if isinstance(layer, cls)]
-        self._fused = [(layer, flag, getattr(layer, flag)) for layer, flag in layers]
+        self.fused = [(layer, flag, getattr(layer, flag)) for layer, flag in layers]
+
+    def switch_fused(self) -> None:
+        off = any(attachment.active and not attachment.merged for attachment in self.attachments)
+        for layer, flag, value in self.fused:
+            setattr(layer, flag, 0 if off else value)
+
+
+class Attachment:
+    """A method's parts in a model. Made by `attach` and `load`.
+
+    Attributes: `model`, `method`, `modules` (the parts by the name of the module each is at), `merged`.
+    """
+
+    def __init__(self, model: nn.Module, method: Method):
+        self.model, self.method = model, method
+        self.modules: dict[str, Part] = method.parts(model)
+        self.active = self.merged = False
+        others = attachments(model)
+        replaced = {id(original) for part in self.modules.values() for original in part.originals()}
+        for other in others:
+            if twice := [name for name, parameter in other.named_parameters() if id(parameter) in replaced]:
+                raise AdapterError(f"{', '.join(twice[:3])}: trained by another attachment already; detach() it first")
+        self._was_trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        self._total = sum(parameter_count(parameter) for parameter in self._was_trainable)
+        for other in others:
+            other.requires_grad_(False)
         model.requires_grad_(False)
-        _replace(model, {module.base: module for module in self.modules.values()})
+        replace(model, {part.base: part for part in self.modules.values() if isinstance(part, Wrapper)})
+        for part in self.modules.values():
+            part.insert()
+        if not others:
+            model._carried = _Carried(model)
+        self._carried: _Carried = model._carried
+        self._carried.attachments.append(self)
         self._attached = True
-        self._set_active(True)
+        self._switch(True)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The trainable parameters, under the names that `model.named_parameters()` gives them."""
-        for path, module in self.modules.items():
-            for name, parameter in module.adapter_parameters().items():
-                yield f"{path}.{name}", parameter
+        """The method's parameters: the name of the module each belongs to, and its own."""
+        for path, part in self.modules.items():
+            for name, parameter in part.adapter_parameters().items():
+                yield f"{path}.{name}" if path else name, parameter
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
 
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The parameters in groups for an optimizer, where the method gives some another learning rate (LoRA+)."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for part in self.modules.values():
+            for name, parameter in part.adapter_parameters().items():
+                groups.setdefault(part.learning_rate_factor(name), []).append(parameter)
+        return [{"params": group, "lr": learning_rate * factor} for factor, group in groups.items()]
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Attachment":
+        """Train the attachment's parameters, or freeze them: for one among several on a model."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
     @property
     def trainable(self) -> int:
-        """Number of trainable parameters."""
+        """Number of the method's parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def total(self) -> int:
         """Number of parameters of the model, the attachment's included; 4-bit ones are counted unpacked."""
-        return self._frozen + self.trainable
+        replaced = sum(original.numel() for part in self.modules.values() for original in part.originals())
+        return self._total - replaced + self.trainable
 
     @property
     def nbytes(self) -> int:
@@ -106,101 +155,173 @@ class Attachment:
 
     def summary(self) -> str:
         """What was attached where, as text: method, modules, parameters, size on disk."""
-        kinds = Counter(re.sub(r"\b\d+\b", "*", path) for path in self.modules)
+        kinds = Counter(re.sub(r"\b\d+\b", "*", path) for path in self.modules if path)
+        modules = f"{len(self.modules):,}: " + ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
         return "\n".join([
             f"{self.method}",
-            f"modules     {len(self.modules):,}: " + ", ".join(f"{count} x {kind}" for kind, count in kinds.items()),
+            f"modules     {modules if kinds else 'none added'}",
             f"trainable   {self.trainable:,} of {self.total:,} parameters ({self.trainable / self.total:.3%})",
             f"on disk     {self.nbytes / 1e3:,.1f} kB",
         ])  # fmt: skip
 
+    def without_gradient(self) -> list[str]:
+        """Names of trainable parameters that have no gradient: after a backward pass, those that cannot learn."""
+        trainable = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+        return [name for name, parameter in trainable if parameter.grad is None]
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The attachment's own tensors by name; like torch's, they share memory with the parameters."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        """The attachment's own tensors by name, and what training needs besides; like torch's, they share memory."""
+        state = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        for path, part in self.modules.items():
+            state |= {f"{path}.{name}": tensor for name, tensor in part.training_state().items()}
+        return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
         """Copy tensors in. Raises AdapterError on a name that is missing or unknown (unless not `strict`), or a shape
-        that differs; nothing has changed then.
+        that differs; nothing has changed then. Without any of what only training needs, that starts afresh.
         """
-        own = dict(self.named_parameters())
-        if strict:
-            check_keys(state, own, "state_dict")
-        fitting = [name for name in own if name in state]
-        for name in fitting:
-            if own[name].shape != state[name].shape:
-                raise AdapterError(f"{name}: shape {list(state[name].shape)} where {list(own[name].shape)} is expected")
+        parameters = dict(self.named_parameters())
         with self._unmerged():
+            for path, part in self.modules.items():
+                names = {name: f"{path}.{name}" for name in part.adapter_parameters()}
+                part.make_room({name: state[full].shape for name, full in names.items() if full in state})
+            own = self.state_dict()
+            if strict:
+                check_keys(state, own if state.keys() - parameters.keys() else parameters, "state_dict")
+            fitting = [name for name in own if name in state]
+            for name in fitting:
+                if own[name].shape != state[name].shape:
+                    shapes = f"shape {list(state[name].shape)} where {list(own[name].shape)} is expected"
+                    raise AdapterError(f"{name}: {shapes}")
             for name in fitting:
                 own[name].copy_(state[name])
 
     def save(self, folder: str | PathLike, base_model: str | None = None) -> None:
-        """Write `adapter_config.json` and `adapter_model.safetensors` as Hugging Face PEFT reads them.
+        """Write `adapter_config.json` and `adapter_model.safetensors`, as Hugging Face PEFT reads them if it can.
 
         Both are complete or absent: they are written beside, synced and renamed. `base_model` is the name or path of
         the base model, for tools that look it up.
         """
-        config = config_of(self.method, self.model, self.modules, base_model)
-        write_adapter(folder, config, {key_of(name): tensor for name, tensor in self.state_dict().items()})
+        write_adapter(folder, formats.write(self, base_model))
 
-    def bind(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the method take part in the optimizer's step. LoRA has nothing to do there."""
+    def bind(self, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
+        """Let the method take part in the optimizer's steps, which GRIT needs; bind every optimizer.
+
+        At the first step, parameters that got no gradient are named in a warning. `scaler` is the `GradScaler`, where
+        float16 training has one.
+        """
+
+        def report(*_):
+            first_step.remove()
+            if names := self.without_gradient():
+                warnings.warn(
+                    f"{len(names)} of {len(self.parameters())} trainable parameters got no gradient and will not be "
+                    f"trained: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}; leave them out of the targets",
+                    stacklevel=2,
+                )
+
+        first_step = optimizer.register_step_pre_hook(report)
+        self.method.bind(self, optimizer, scaler)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside, the model is the base model bit for bit, merged or not."""
+        """Inside, the model is as it would be without this attachment: the base model, bit for bit, merged or not."""
         with self._unmerged():
-            active = self._active
-            self._set_active(False)
+            active = self.active
+            self._switch(False)
             try:
                 yield
             finally:
-                self._set_active(active)
+                self._switch(active)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, every other attachment on the model is disabled."""
+        with ExitStack() as stack:
+            for other in attachments(self.model):
+                if other is not self:
+                    stack.enter_context(other.disabled())
+            yield
 
     def merge(self) -> None:
-        """Add the product to the weights, so that the forward costs what the base's does; originals are kept aside.
+        """Put the attachment into the weights, so that the forward costs what the base's does; originals are kept.
 
-        Raises AdapterError, with nothing merged, if a base weight is quantized or the attachment is detached.
+        Raises AdapterError, with nothing merged, if the method is not linear, a base weight is quantized or the
+        attachment is detached.
         """
         self._check_attached()
-        for path, module in self.modules.items():
-            if module.layout.quantized:
-                kind = type(module.base).__name__
-                raise AdapterError(f"{path}: a quantized {kind} cannot be merged; load the base model unquantized")
+        for path, part in self.modules.items():
+            if part.unmergeable:
+                raise AdapterError(f"{path}: {part.unmergeable}")
         if not self.merged:
-            for module in self.modules.values():
-                module.merge()
-            self.merged = True
-            self._set_active(False)
+            self._merge()
+            self._carried.merged.append(self)
 
     def unmerge(self) -> None:
         """Undo `merge`: every bit of the base weights is as it was."""
         if self.merged:
-            for module in self.modules.values():
-                module.unmerge()
-            self.merged = False
-            self._set_active(True)
+            order = self._carried.merged
+            later = order[order.index(self) + 1 :]
+            for other in reversed(later):  # they hold weights with this one in them
+                other._unmerge()
+            self._unmerge()
+            for other in later:
+                other._merge()
+            order.remove(self)
 
     def detach(self, keep_merged: bool = False) -> None:
         """Put the original modules back and restore every `requires_grad`.
 
         `keep_merged=True` leaves merged weights in the model: the way to a plain fine-tuned model for deployment.
+        Raises AdapterError, with nothing changed, if they are not merged, or others were merged with them.
         """
         self._check_attached()
+        if keep_merged and not self.merged:
+            raise AdapterError("keep_merged=True: call merge() first")
+        if keep_merged and self._carried.merged != [self]:
+            raise AdapterError("keep_merged=True: other attachments are merged as well; unmerge() or detach them first")
         if not keep_merged:
             self.unmerge()
-        self._set_active(False)
-        _replace(self.model, {module: module.base for module in self.modules.values()})
-        for parameter, trainable in self._was_trainable:
-            parameter.requires_grad_(trainable)
-        if self.merged:
-            for module in self.modules.values():
-                module.base.weight.requires_grad_(module.original.requires_grad)
-        self._attached = False
+            self._switch(False)
+        for part in self.modules.values():
+            part.remove()
+        replace(self.model, {part: part.base for part in self.modules.values() if isinstance(part, Wrapper)})
+        self._restore_requires_grad()
+        if keep_merged:
+            for part in self.modules.values():
+                part.keep_merged()
+            self._carried.merged.remove(self)
+        self._carried.attachments.remove(self)
+        self._carried.switch_fused()
+        if not self._carried.attachments:
+            del self.model._carried
+        self._attached = self.merged = self.active = False
+
+    def _restore_requires_grad(self) -> None:
+        others = self._carried.attachments
+        later = others[others.index(self) + 1 :]
+        if later:  # it found frozen what this one had frozen
+            later[0]._was_trainable |= self._was_trainable
+        else:
+            for parameter, trainable in self._was_trainable.items():
+                parameter.requires_grad_(trainable)
 
     def _check_attached(self) -> None:
         if not self._attached:
             raise AdapterError("the attachment is detached: attach or load it again")
+
+    def _merge(self) -> None:
+        for part in self.modules.values():
+            part.merge()
+        self.merged = True
+        self._carried.switch_fused()
+
+    def _unmerge(self) -> None:
+        for part in self.modules.values():
+            part.unmerge()
+        self.merged = False
+        self._carried.switch_fused()
 
     @contextmanager
     def _unmerged(self) -> Iterator[None]:
@@ -212,17 +333,8 @@ class Attachment:
             if merged:
                 self.merge()
 
-    def _set_active(self, active: bool) -> None:
-        self._active = active
-        for module in self.modules.values():
-            module.active = active
-        for layer, flag, value in self._fused:
-            setattr(layer, flag, 0 if active else value)
-
-
-def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
-    """Exchange modules everywhere in the tree, also where one is reached by several names."""
-    slots = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
-    for parent, name, child in slots:
-        if child in replacements:
-            setattr(parent, name, replacements[child])
+    def _switch(self, active: bool) -> None:
+        self.active = active
+        for part in self.modules.values():
+            part.switch(active)
+        self._carried.switch_fused()

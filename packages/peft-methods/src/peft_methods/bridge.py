@@ -4,11 +4,13 @@ A layer of transformers or bitsandbytes can only be in a model whose library has
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from .tree import Wrapper
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ def layout(module: nn.Module) -> Layout | None:
 
     The output projection of `nn.MultiheadAttention` is not one: its weight is read, its forward is never called.
     """
+    if isinstance(module, Wrapper):
+        base = layout(module.base)
+        return base and replace(base, plain=False)
     conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     if conv1d is not None and isinstance(module, conv1d):
         return Layout(*module.weight.shape, transposed=True, plain=_runs(module, conv1d.forward))

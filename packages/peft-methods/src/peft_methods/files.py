@@ -7,11 +7,12 @@ first and the new one comes last, so an interrupted save is a folder without an 
 import json
 import os
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import AdapterError
@@ -19,14 +20,23 @@ from .errors import AdapterError
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
 
-def write_adapter(folder: str | os.PathLike, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+@dataclass
+class AdapterFiles:
+    """`config` as in the JSON file, `tensors` and `metadata` (strings by name) as in the safetensors file."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def write_adapter(folder: str | os.PathLike, files: AdapterFiles) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as writing:
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        contiguous = {key: tensor.contiguous() for key, tensor in files.tensors.items()}
         # "format" tells transformers and peft that the tensors are torch's. Not save_file: it hides files from others.
-        Path(writing, WEIGHTS).write_bytes(save(contiguous, metadata={"format": "pt"}))
-        Path(writing, CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        Path(writing, WEIGHTS).write_bytes(save(contiguous, files.metadata | {"format": "pt"}))
+        Path(writing, CONFIG).write_text(json.dumps(files.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in (WEIGHTS, CONFIG):
             _sync(Path(writing, name))
         (folder / CONFIG).unlink(missing_ok=True)
@@ -36,8 +46,8 @@ def write_adapter(folder: str | os.PathLike, config: dict[str, Any], tensors: di
         _sync(folder)
 
 
-def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and tensors (on the CPU) of an adapter folder. Raises AdapterError where there is none."""
+def read_adapter(folder: str | os.PathLike) -> AdapterFiles:
+    """The files of an adapter folder, tensors on the CPU. Raises AdapterError where there is none."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise AdapterError(f"{folder}: holds no adapter, {CONFIG} is missing; give the folder that save() wrote")
@@ -52,7 +62,8 @@ def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, T
             "save_pretrained() it, which writes safetensors"
         )
     try:
-        return config, load_file(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return AdapterFiles(config, {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
     except FileNotFoundError:
         raise AdapterError(f"{folder}: {WEIGHTS} is missing; save the adapter again") from None
     except SafetensorError as error:

@@ -4,16 +4,18 @@
     "re:.*layers\\.[0-3]\\.fc1"       a regular expression, matched against the whole name
     "all-linear"                      every linear-like module but the output head
 
-Every entry has to match, and to match linear-like modules only: a typo never trains less than was asked for.
+Every entry has to match, and to match modules only that the method can go on: a typo never trains less than was asked
+for. Names are those of the model before anything was attached.
 """
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
 from .bridge import layout
+from .tree import bare, named_modules, walk
 
 ALL_LINEAR = "all-linear"
 Targets = Sequence[str] | str
@@ -39,30 +41,39 @@ def check_targets(targets: Targets) -> str | tuple[str, ...]:
     return entries
 
 
-def find_targets(model: nn.Module, targets: Targets) -> dict[str, nn.Module]:
+def is_linear(module: nn.Module) -> bool:
+    return layout(module) is not None
+
+
+def find_targets(
+    model: nn.Module, targets: Targets, fits: Callable[[nn.Module], bool] = is_linear, kind: str = "linear layer"
+) -> dict[str, nn.Module]:
     """The matching modules by name, each once under its first name, in the order of `model.named_modules()`.
 
+    `fits` says which modules the method can go on, and `kind` what it calls them.
+
     Raises:
-        TargetError: an entry matches nothing, or matches a module that is not linear-like.
+        TargetError: an entry matches nothing, or matches a module that does not fit.
     """
     first_names: dict[nn.Module, str] = {}
     matches: dict[str, list[nn.Module]] = {entry: [] for entry in ([targets] if isinstance(targets, str) else targets)}
     heads = output_heads(model) if targets == ALL_LINEAR else set()
     matching = matcher(targets)
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in walk(model):
         first_names.setdefault(module, name)
         if targets == ALL_LINEAR:
-            if name and layout(module) is not None and module not in heads:
+            if name and is_linear(module) and bare(module) not in heads:
                 matches[ALL_LINEAR].append(module)
             continue
         for entry in matching(name):
-            if not name or layout(module) is None:
-                kind = type(module).__name__
-                raise TargetError(f"targets entry {entry!r} matches {name!r}, a {kind}: {_fix(module)}")
+            if not name or not fits(module):
+                found = f"targets entry {entry!r} matches {name!r}, a {type(bare(module)).__name__}"
+                raise TargetError(f"{found}: {_fix(module, kind)}")
             matches[entry].append(module)
     for entry, modules in matches.items():
         if not modules:
-            raise TargetError(f"targets entry {entry!r} matches no module; {_nearest(entry, first_names)}")
+            names = [name for module, name in first_names.items() if name and fits(module)]
+            raise TargetError(f"targets entry {entry!r} matches no module; {_nearest(entry, names, kind)}")
     found = {module for modules in matches.values() for module in modules}
     return {name: module for module, name in first_names.items() if module in found}
 
@@ -74,7 +85,7 @@ def exact_targets(model: nn.Module, names: Iterable[str]) -> list[str] | str:
     """
     names = sorted(names)
     matching = matcher(names)
-    others = {name for name, _ in model.named_modules()} - set(names)
+    others = named_modules(model).keys() - set(names)
     if not any(matching(name) for name in others):
         return names
     return "re:" + "|".join(re.escape(name) for name in names)
@@ -114,16 +125,15 @@ def matcher(targets: Targets):
     return matching
 
 
-def _fix(module: nn.Module) -> str:
+def _fix(module: nn.Module, kind: str) -> str:
     if isinstance(module, nn.Linear):
         return "its weight is used without calling it, so nothing put here would run; leave it out"
-    return "only linear layers can be targets; name the linear layers inside it, or leave it out"
+    return f"only a {kind} can be a target; name those inside it, or leave it out"
 
 
-def _nearest(entry: str, first_names: dict[nn.Module, str]) -> str:
-    names = [name for module, name in first_names.items() if name and layout(module) is not None]
+def _nearest(entry: str, names: list[str], kind: str) -> str:
     if not names:
-        return "the model has no linear layer"
+        return f"the model has no {kind}"
     if not entry.startswith("re:") and entry != ALL_LINEAR:
         length = entry.count(".") + 1
         names = list(dict.fromkeys(".".join(name.split(".")[-length:]) for name in names))

@@ -4,15 +4,17 @@ A tensor `layers.0.fc.lora_A` of ours is `base_model.model.layers.0.fc.lora_A.we
 `LoRA` is the part of its configuration in `method_of`. Whatever else a configuration asks for is refused by name.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .bridge import layout
-from .errors import AdapterError
-from .lora import LoRA
-from .targets import ALL_LINEAR, exact_targets, matcher
+from ..bridge import layout
+from ..errors import AdapterError, check_keys
+from ..lora import LoRA
+from ..targets import ALL_LINEAR, exact_targets, matcher
+from ..tree import named_modules
 
 # Fields that change neither the forward nor, once the keys are known, which modules carry an adapter.
 _WITHOUT_EFFECT = {
@@ -41,6 +43,23 @@ def module_of(key: str) -> str | None:
 
 def keys_of_module(path: str) -> list[str]:
     return [f"{_PREFIX}{path}{suffix}" for suffix in _SUFFIX.values()]
+
+
+def write(attachment, base_model: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors for PEFT."""
+    config = config_of(attachment.method, attachment.model, attachment.modules, base_model)
+    return config, {key_of(name): parameter.detach() for name, parameter in attachment.named_parameters()}
+
+
+def read(config: dict[str, Any], tensors: Mapping[str, Tensor], model: nn.Module, strict: bool):
+    """The method for this model, and its tensors by our names. Raises AdapterError."""
+    method = method_of(config)
+    found, expected = modules_of(config, model, tensors)
+    if strict or not found:
+        check_keys(tensors, [key for name in expected for key in keys_of_module(name)], "adapter_model.safetensors")
+    names = {key: f"{path}.{name}" for path in found for name, key in zip(_SUFFIX, keys_of_module(path), strict=True)}
+    state = {name: tensors[key] for key, name in names.items() if key in tensors}
+    return replace(method, targets=exact_targets(model, found)), state
 
 
 def config_of(method: LoRA, model: nn.Module, modules: dict[str, nn.Module], base_model: str | None) -> dict[str, Any]:
@@ -94,7 +113,7 @@ def method_of(config: dict[str, Any]) -> LoRA:
 
 def modules_of(config: dict[str, Any], model: nn.Module, keys: Iterable[str]) -> tuple[list[str], list[str]]:
     """Names of the model's linear layers that the file has keys for, and of those that it should have keys for."""
-    linear = [name for name, module in model.named_modules() if layout(module) is not None]
+    linear = [name for name, module in named_modules(model).items() if layout(module) is not None]
     paths = {module_of(key) for key in keys}
     found = [name for name in linear if name in paths]
     targets = config.get("target_modules")

@@ -22,18 +22,32 @@ def new_seed() -> Tensor:
 
 
 def lora_linear(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0, seed=None
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    dropout: float = 0.0,
+    seed=None,
+    probe=None,
 ) -> Tensor:
-    """``x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ``; a `seed` switches dropout on. Differentiable once, in x, W, b, A, B."""
+    """``x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ``; a `seed` switches dropout on. Differentiable once, in x, W, b, A, B.
+
+    In the backward pass `probe(h, dh, kept)` is called, if given: ``h / scale`` is dropout(x) Aᵀ, ``dh · kept`` is the
+    loss's gradient with respect to that, both [rows, rank].
+    """
     if torch.is_grad_enabled():
-        return _LoRALinear.apply(x, W, b, A, B, scale, dropout, seed)
+        return _LoRALinear.apply(x, W, b, A, B, scale, dropout, seed, probe)
     return _add_low_rank(F.linear(x, W, b), x, A, B, scale, dropout, seed)
 
 
-def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0, seed=None) -> Tensor:
-    """``y + scale · dropout(x) Aᵀ Bᵀ`` where y comes from a layer with a forward of its own. Differentiable once."""
+def add_low_rank(
+    y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0, seed=None, probe=None
+) -> Tensor:
+    """``y + scale · dropout(x) Aᵀ Bᵀ`` where y comes from a layer with a forward of its own. Otherwise the same."""
     if torch.is_grad_enabled():
-        return _AddLowRank.apply(y, x, A, B, scale, dropout, seed)
+        return _AddLowRank.apply(y, x, A, B, scale, dropout, seed, probe)
     return _add_low_rank(y.clone(memory_format=torch.contiguous_format), x, A, B, scale, dropout, seed)
 
 
@@ -71,7 +85,11 @@ def _dropped(dropout: float) -> int:
 
 
 def _kept_scale(scale: float, dropout: float, seed: Tensor | None) -> float:
-    return scale if seed is None else scale / (1 - _dropped(dropout) / 65536)
+    return scale / _kept(dropout, seed)
+
+
+def _kept(dropout: float, seed: Tensor | None) -> float:
+    return 1.0 if seed is None else 1 - _dropped(dropout) / 65536
 
 
 def _keep_mask(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
@@ -84,13 +102,13 @@ def _keep_mask(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
 
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, W, b, A, B, scale, dropout, seed):
+    def forward(ctx, x, W, b, A, B, scale, dropout, seed, probe):
         y = F.linear(x, W, b)
         # In place, through a flat view: a view must not be returned, or models could not go on in place (ReLU).
         h = _add_product_of(x, A, B, scale, dropout, seed, into=y)
         ctx.save_for_backward(x, W, A, B, h, seed)
         ctx.bias_dtype = None if b is None else b.dtype
-        ctx.scale, ctx.dropout = scale, dropout
+        ctx.scale, ctx.dropout, ctx.probe = scale, dropout, probe
         return y
 
     @staticmethod
@@ -101,19 +119,21 @@ class _LoRALinear(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):  # the forward has settled the dtype
             dy, rows = _rows(grad).contiguous(), _rows(x).to(grad.dtype)
             dh, mask, dA, dB = _low_rank_backward(dy, rows, h, A, B, ctx.scale, ctx.dropout, seed)
+            if ctx.probe is not None:
+                ctx.probe(h, dh, _kept(ctx.dropout, seed))
             dx = _add_product(dy @ W.to(dy.dtype), dh, A, mask).view(x.shape).to(x.dtype) if need_x else None
             dW = (dy.t() @ rows).to(W.dtype) if need_W else None
             db = dy.sum(0).to(ctx.bias_dtype) if need_b else None
-        return dx, dW, db, dA, dB, None, None, None
+        return dx, dW, db, dA, dB, None, None, None, None
 
 
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y, x, A, B, scale, dropout, seed):
+    def forward(ctx, y, x, A, B, scale, dropout, seed, probe):
         y = y.clone(memory_format=torch.contiguous_format)
         h = _add_product_of(x, A, B, scale, dropout, seed, into=y)
         ctx.save_for_backward(x, A, B, h, seed)
-        ctx.scale, ctx.dropout = scale, dropout
+        ctx.scale, ctx.dropout, ctx.probe = scale, dropout, probe
         return y
 
     @staticmethod
@@ -123,8 +143,10 @@ class _AddLowRank(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             dy, rows = _rows(grad).contiguous(), _rows(x).to(grad.dtype)
             dh, mask, dA, dB = _low_rank_backward(dy, rows, h, A, B, ctx.scale, ctx.dropout, seed)
+            if ctx.probe is not None:
+                ctx.probe(h, dh, _kept(ctx.dropout, seed))
             dx = _add_product(None, dh, A, mask).view(x.shape).to(x.dtype) if ctx.needs_input_grad[1] else None
-        return grad, dx, dA, dB, None, None, None
+        return grad, dx, dA, dB, None, None, None, None
 
 
 def _low_rank_backward(dy, x, h, A, B, scale, dropout, seed):
