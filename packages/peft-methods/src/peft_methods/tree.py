@@ -56,7 +56,7 @@ class Part(nn.Module):
 
 
 class Wrapper(Part):
-    """A part that stands in for the module `base` and calls it; what it lacks itself it answers like the bare module."""
+    """A part that stands in for the module `base` and calls it; what it lacks it answers like the bare module."""
 
     def __init__(self, base: nn.Module):
         super().__init__()
