@@ -3,6 +3,7 @@
 from .attachment import Attachment, attach, attachments, load
 from .errors import AdapterError
 from .lora import LoRA
+from .merging import combine
 from .targets import TargetError
 from .tuning import BitFit, FullFineTuning, NormTuning
 
@@ -16,5 +17,6 @@ __all__ = [
     "TargetError",
     "attach",
     "attachments",
+    "combine",
     "load",
 ]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from . import formats
 from .bridge import parameter_count
+from .checkpointing import allow_checkpointing
 from .errors import AdapterError, check_keys
 from .files import read_adapter, write_adapter
 from .method import Method
@@ -77,6 +78,7 @@ class _Carried:
         self.merged: list[Attachment] = []
         layers = [(layer, flag) for layer in model.modules() for cls, flag in _FUSED.items() if isinstance(layer, cls)]
         self.fused = [(layer, flag, getattr(layer, flag)) for layer, flag in layers]
+        self.hooks = allow_checkpointing(model)
 
     def switch_fused(self) -> None:
         off = any(attachment.active and not attachment.merged for attachment in self.attachments)
@@ -295,6 +297,8 @@ class Attachment:
         self._carried.attachments.remove(self)
         self._carried.switch_fused()
         if not self._carried.attachments:
+            for hook in self._carried.hooks:
+                hook.remove()
             del self.model._carried
         self._attached = self.merged = self.active = False
 

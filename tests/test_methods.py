@@ -1,0 +1,207 @@
+"""What peft-methods promises, for every method on every family's trained model and on a plain transformer."""
+
+import copy
+import functools
+import io
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import peft_methods as pm
+import vlm_data
+import vlm_models
+
+MODELS = ["plain", *vlm_models.TINY]
+DTYPES = {"float32": 2e-4, "bfloat16": 0.05}  # and how far equal computations in another order may be apart
+
+
+class Plain(nn.Module):
+    """Torch's own encoder, with a parameter at the root."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(1, 1, 16))
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x + self.start))
+
+
+class Subject:
+    """A model, and how to run it on a fixed batch: padded, and with images where the model sees."""
+
+    def __init__(self, name: str, dtype: str):
+        torch.manual_seed(0)
+        if name == "plain":
+            self.vlm, self.model = None, Plain().to(getattr(torch, dtype)).eval()
+            self.batch, self.linear = torch.randn(3, 7, 16, dtype=getattr(torch, dtype)), ["linear1", "linear2"]
+        else:
+            self.vlm = vlm_models.load(name, device="cpu", dtype=dtype).eval()
+            self.model, self.linear = self.vlm.model, self.vlm.targets("language")
+            rows = vlm_data.open("scenes", split="families", size=2).to_list()
+            self.batch = vlm_data.collator(self.vlm.processor, self.vlm.family)([rows[0], rows[1], rows[-1]])
+
+    def logits(self) -> Tensor:
+        if self.vlm is None:
+            return self.model(self.batch)
+        return self.vlm.head(self.vlm.hidden_states(self.vlm.encode_images(self.batch), self.batch))
+
+    def gradients(self, attachment: pm.Attachment) -> dict[str, Tensor]:
+        self.logits().float().logsumexp(-1).mean().backward()
+        gradients = {n: p.grad.clone() for n, p in attachment.named_parameters() if p.grad is not None}
+        for parameter in attachment.parameters():
+            parameter.grad = None
+        return gradients
+
+
+METHODS = {
+    "lora": lambda s: pm.LoRA(rank=4, targets=s.linear),
+    "full": lambda s: pm.FullFineTuning(),
+    "bitfit": lambda s: pm.BitFit(),
+    "norm": lambda s: pm.NormTuning(),
+}
+MERGEABLE = {"lora", "rslora", "dora", "grit", "full", "bitfit", "norm"}
+
+
+@functools.cache
+def original(model: str, dtype: str) -> Subject:
+    return Subject(model, dtype)
+
+
+@pytest.fixture(params=MODELS)
+def model(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=list(DTYPES))
+def dtype(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def base(model, dtype) -> Subject:
+    return original(model, dtype)
+
+
+@pytest.fixture
+def subject(base) -> Subject:
+    return copy.deepcopy(base)
+
+
+@pytest.fixture(params=list(METHODS))
+def attachment(request, subject) -> pm.Attachment:
+    """The method on the subject's model, moved from where it starts, as training would."""
+    torch.manual_seed(1)
+    attachment = pm.attach(subject.model, METHODS[request.param](subject))
+    with torch.no_grad():
+        for parameter in attachment.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    attachment.name = request.param
+    return attachment
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_changes_the_logits_and_switched_off_is_the_base(attachment, subject, base):
+    with torch.no_grad():
+        adapted, expected = subject.logits(), base.logits()
+        assert adapted.dtype == expected.dtype and not torch.equal(adapted, expected)
+        with attachment.disabled():
+            assert torch.equal(subject.logits(), expected)
+        assert torch.equal(subject.logits(), adapted)
+
+
+def test_trains_what_it_saves_and_freezes_the_rest(attachment, subject, tmp_path):
+    own = {id(parameter) for parameter in attachment.parameters()}
+    assert {id(p) for p in subject.model.parameters() if p.requires_grad} == own  # BLIP-2's query_tokens too
+    attachment.save(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert len(saved) == len(own) and sum(map(torch.numel, saved.values())) == attachment.trainable
+
+
+def test_saved_and_loaded_it_gives_equal_logits_and_trains_on(attachment, subject, base, tmp_path):
+    attachment.save(tmp_path)
+    other = copy.deepcopy(base)
+    loaded = pm.load(other.model, tmp_path)
+    assert type(loaded.method) is type(attachment.method)
+    with torch.no_grad():
+        assert torch.equal(other.logits(), subject.logits())
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert other.gradients(loaded).keys() == subject.gradients(attachment).keys() != set()
+
+
+def test_detached_the_model_is_as_before(attachment, subject, base):
+    attachment.detach()
+    assert same(bits(subject.model), bits(base.model))
+    assert [p.requires_grad for p in subject.model.parameters()] == [p.requires_grad for p in base.model.parameters()]
+    with torch.no_grad():
+        assert torch.equal(subject.logits(), base.logits())
+
+
+def test_merged_it_gives_the_same_logits_and_unmerged_the_same_bits(attachment, subject, dtype):
+    if attachment.name not in MERGEABLE:
+        with pytest.raises(pm.AdapterError, match="merge"):
+            attachment.merge()
+        return
+    before = bits(subject.model)
+    with torch.no_grad():
+        expected = subject.logits()
+        attachment.merge()
+        scale = expected.abs().max()
+        assert (subject.logits() - expected).abs().max() <= DTYPES[dtype] * scale
+        attachment.unmerge()
+        assert torch.equal(subject.logits(), expected)
+    assert same(bits(subject.model), before)
+
+
+def test_gradients_under_gradient_checkpointing(attachment, subject, dtype):
+    if subject.vlm is None:
+        pytest.skip("torch's encoder has no gradient checkpointing")
+    subject.model.train()  # transformers checkpoints in training mode only; the models' dropout is 0
+    expected = subject.gradients(attachment)
+    subject.model.gradient_checkpointing_enable()
+    actual = subject.gradients(attachment)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=DTYPES[dtype], atol=1e-6, msg=name)
+
+
+def test_copies_and_pickles(attachment, subject):
+    with torch.no_grad():
+        expected = subject.logits()
+        buffer = io.BytesIO()
+        torch.save(subject.model, buffer)
+        buffer.seek(0)
+        for model in (copy.deepcopy(subject.model), torch.load(buffer, weights_only=False)):
+            other = copy.copy(subject)
+            other.model = model
+            if subject.vlm is not None:
+                other.vlm = copy.copy(subject.vlm)
+                other.vlm._modules = {"model": model}
+            assert torch.equal(other.logits(), expected)
+            (twin,) = pm.attachments(model)
+            for parameter in twin.parameters():  # the copy's own
+                parameter.zero_()
+            assert torch.equal(subject.logits(), expected) and not torch.equal(other.logits(), expected)
+
+
+def test_compiled_forward(attachment, subject, dtype):
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = subject.logits()
+        for layers in [module for module in subject.model.modules() if isinstance(module, nn.ModuleList)]:
+            for layer in layers:
+                layer.compile(backend="eager")
+        actual = subject.logits()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(actual, expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
