@@ -60,6 +60,9 @@ class Subject:
 
 METHODS = {
     "lora": lambda s: pm.LoRA(rank=4, targets=s.linear),
+    "houlsby": lambda s: pm.Adapter("houlsby", size=4),
+    "pfeiffer": lambda s: pm.Adapter("pfeiffer", size=4, activation="gelu"),
+    "parallel": lambda s: pm.Adapter("parallel", size=4),
     "full": lambda s: pm.FullFineTuning(),
     "bitfit": lambda s: pm.BitFit(),
     "norm": lambda s: pm.NormTuning(),

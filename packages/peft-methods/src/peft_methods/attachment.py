@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import formats
 from .bridge import parameter_count
-from .checkpointing import allow_checkpointing
+from .carried import Carried
 from .errors import AdapterError, check_keys
 from .files import read_adapter, write_adapter
 from .method import Method
@@ -66,26 +66,6 @@ def load(model: nn.Module, folder: str | PathLike, strict: bool = True) -> "Atta
     return attachment
 
 
-# Torch's fused encoder reads the linear layers' weights without calling them; these attributes switch it off.
-_FUSED = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
-
-
-class _Carried:
-    """What a model carries, in its attribute of this name: attachments in the order of attaching, and of merging."""
-
-    def __init__(self, model: nn.Module):
-        self.attachments: list[Attachment] = []
-        self.merged: list[Attachment] = []
-        layers = [(layer, flag) for layer in model.modules() for cls, flag in _FUSED.items() if isinstance(layer, cls)]
-        self.fused = [(layer, flag, getattr(layer, flag)) for layer, flag in layers]
-        self.hooks = allow_checkpointing(model)
-
-    def switch_fused(self) -> None:
-        off = any(attachment.active and not attachment.merged for attachment in self.attachments)
-        for layer, flag, value in self.fused:
-            setattr(layer, flag, 0 if off else value)
-
-
 class Attachment:
     """A method's parts in a model. Made by `attach` and `load`.
 
@@ -94,27 +74,41 @@ class Attachment:
 
     def __init__(self, model: nn.Module, method: Method):
         self.model, self.method = model, method
-        self.modules: dict[str, Part] = method.parts(model)
-        self.active = self.merged = False
-        others = attachments(model)
-        replaced = {id(original) for part in self.modules.values() for original in part.originals()}
-        for other in others:
-            if twice := [name for name, parameter in other.named_parameters() if id(parameter) in replaced]:
-                raise AdapterError(f"{', '.join(twice[:3])}: trained by another attachment already; detach() it first")
-        self._was_trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        self._total = sum(parameter_count(parameter) for parameter in self._was_trainable)
-        for other in others:
+        self._carried: Carried = model._carried if hasattr(model, "_carried") else Carried(model)
+        self.active = self.merged = self._attached = False
+        with self._carried.unmerged():
+            self.modules: dict[str, Part] = method.parts(model)
+            self._check_originals()
+            self._insert()
+        self._switch(True)
+
+    def _check_originals(self) -> None:
+        """A parameter of the model can be trained in one attachment's copy only, and that must be what is called."""
+        mine = _originals(self)
+        if mine and self._carried.merged:
+            raise AdapterError(f"{self.method}: others are merged into the weights; unmerge() or detach() them first")
+        for other in self._carried.attachments:
+            twice = mine & (_originals(other) | {id(parameter) for parameter in other.parameters()})
+            if names := [name for name, parameter in self.model.named_parameters() if id(parameter) in twice]:
+                raise AdapterError(f"{', '.join(names[:3])}: trained by another attachment already; detach() it first")
+
+    def _insert(self) -> None:
+        # By place, not by parameter: there may be others in these places when it is time to put the flags back.
+        self._was_trainable = {
+            (module, name): parameter.requires_grad
+            for module in self.model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        }
+        self._total = sum(parameter_count(parameter) for parameter in self.model.parameters())
+        for other in self._carried.attachments:
             other.requires_grad_(False)
-        model.requires_grad_(False)
-        replace(model, {part.base: part for part in self.modules.values() if isinstance(part, Wrapper)})
+        self.model.requires_grad_(False)
+        replace(self.model, {part.base: part for part in self.modules.values() if isinstance(part, Wrapper)})
         for part in self.modules.values():
             part.insert()
-        if not others:
-            model._carried = _Carried(model)
-        self._carried: _Carried = model._carried
-        self._carried.attachments.append(self)
+        self._carried.add(self)
         self._attached = True
-        self._switch(True)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The method's parameters: the name of the module each belongs to, and its own."""
@@ -214,28 +208,37 @@ class Attachment:
         float16 training has one.
         """
 
+        reported = False  # not by removing the hook: torch goes through the hooks as they are called
+
         def report(*_):
-            first_step.remove()
-            if names := self.without_gradient():
+            nonlocal reported
+            names = [] if reported else self.without_gradient()
+            reported = True
+            if names:
                 warnings.warn(
                     f"{len(names)} of {len(self.parameters())} trainable parameters got no gradient and will not be "
                     f"trained: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}; leave them out of the targets",
                     stacklevel=2,
                 )
 
-        first_step = optimizer.register_step_pre_hook(report)
+        optimizer.register_step_pre_hook(report)
         self.method.bind(self, optimizer, scaler)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside, the model is as it would be without this attachment: the base model, bit for bit, merged or not."""
+        """Inside, the model is as it would be without this attachment: the base model, bit for bit, merged or not.
+
+        Raises AdapterError if the attachment is detached.
+        """
+        self._check_attached()
         with self._unmerged():
             active = self.active
             self._switch(False)
             try:
                 yield
             finally:
-                self._switch(active)
+                if self._attached:
+                    self._switch(active)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -257,88 +260,83 @@ class Attachment:
             if part.unmergeable:
                 raise AdapterError(f"{path}: {part.unmergeable}")
         if not self.merged:
-            self._merge()
+            self._set_merged(True)
             self._carried.merged.append(self)
 
     def unmerge(self) -> None:
         """Undo `merge`: every bit of the base weights is as it was."""
         if self.merged:
-            order = self._carried.merged
-            later = order[order.index(self) + 1 :]
-            for other in reversed(later):  # they hold weights with this one in them
-                other._unmerge()
-            self._unmerge()
-            for other in later:
-                other._merge()
-            order.remove(self)
+            with self._carried.unmerged():
+                self._carried.merged.remove(self)
 
     def detach(self, keep_merged: bool = False) -> None:
         """Put the original modules back and restore every `requires_grad`.
 
         `keep_merged=True` leaves merged weights in the model: the way to a plain fine-tuned model for deployment.
-        Raises AdapterError, with nothing changed, if they are not merged, or others were merged with them.
+        Raises AdapterError, with nothing changed, if they are not merged, or others have a share in the same weights.
         """
         self._check_attached()
         if keep_merged and not self.merged:
             raise AdapterError("keep_merged=True: call merge() first")
-        if keep_merged and self._carried.merged != [self]:
-            raise AdapterError("keep_merged=True: other attachments are merged as well; unmerge() or detach them first")
+        others = [other for other in self._carried.attachments if other is not self]
+        if keep_merged and any(other.merged or _originals(other) for other in others):
+            raise AdapterError("keep_merged=True: others are merged or train the model's weights; detach them first")
         if not keep_merged:
             self.unmerge()
             self._switch(False)
         for part in self.modules.values():
             part.remove()
         replace(self.model, {part: part.base for part in self.modules.values() if isinstance(part, Wrapper)})
-        self._restore_requires_grad()
         if keep_merged:
             for part in self.modules.values():
                 part.keep_merged()
             self._carried.merged.remove(self)
-        self._carried.attachments.remove(self)
-        self._carried.switch_fused()
-        if not self._carried.attachments:
-            for hook in self._carried.hooks:
-                hook.remove()
-            del self.model._carried
+        self._restore_requires_grad()
+        self._carried.remove(self)
         self._attached = self.merged = self.active = False
 
     def _restore_requires_grad(self) -> None:
-        others = self._carried.attachments
-        later = others[others.index(self) + 1 :]
+        attached = self._carried.attachments
+        later = attached[attached.index(self) + 1 :]
         if later:  # it found frozen what this one had frozen
             later[0]._was_trainable |= self._was_trainable
-        else:
-            for parameter, trainable in self._was_trainable.items():
-                parameter.requires_grad_(trainable)
+            return
+        with self._carried.unmerged():
+            for (module, name), trainable in self._was_trainable.items():
+                if (parameter := module._parameters.get(name)) is not None:
+                    parameter.requires_grad_(trainable)
 
     def _check_attached(self) -> None:
         if not self._attached:
             raise AdapterError("the attachment is detached: attach or load it again")
 
-    def _merge(self) -> None:
+    def _set_merged(self, merged: bool) -> None:
         for part in self.modules.values():
-            part.merge()
-        self.merged = True
-        self._carried.switch_fused()
-
-    def _unmerge(self) -> None:
-        for part in self.modules.values():
-            part.unmerge()
-        self.merged = False
+            part.merge() if merged else part.unmerge()
+        self.merged = merged
         self._carried.switch_fused()
 
     @contextmanager
     def _unmerged(self) -> Iterator[None]:
-        merged = self.merged
+        """Inside, this one is not merged; afterwards it is again, in its place among the others."""
+        order = self._carried.merged
+        place = order.index(self) if self.merged else None
         self.unmerge()
         try:
             yield
         finally:
-            if merged:
-                self.merge()
+            if place is not None and self._attached and not self.merged:
+                with self._carried.unmerged():
+                    order.insert(place, self)
 
     def _switch(self, active: bool) -> None:
-        self.active = active
-        for part in self.modules.values():
-            part.switch(active)
+        with self._carried.unmerged():
+            self.active = active
+            for part in self.modules.values():
+                part.switch(active)
         self._carried.switch_fused()
+
+
+def _originals(attachment: Attachment) -> set[int]:
+    """Ids of the model's parameters that it trains in copies."""
+    return {id(original) for part in attachment.modules.values() for original in part.originals()}

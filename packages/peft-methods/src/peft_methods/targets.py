@@ -41,6 +41,13 @@ def check_targets(targets: Targets) -> str | tuple[str, ...]:
     return entries
 
 
+def check_pattern(within: str) -> None:
+    try:
+        re.compile(within)
+    except re.error as error:
+        raise ValueError(f"within={within!r}: not a regular expression ({error})") from None
+
+
 def is_linear(module: nn.Module) -> bool:
     return layout(module) is not None
 

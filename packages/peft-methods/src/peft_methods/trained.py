@@ -47,13 +47,12 @@ class Trained(Part):
 
     def switch(self, active: bool) -> None:
         self.active = active
-        for name, parameter in (self._copies if active else self._originals).items():
+        coming, going = (self._copies, self._originals) if active else (self._originals, self._copies)
+        for name, parameter in coming.items():
+            # Since then the model may have gone to another device or dtype, and with it only what was in its places.
+            parameter.data = parameter.data.to(going[name])
             for module, slot in self._slots[name]:
                 module._parameters[slot] = parameter
-
-    def keep_merged(self) -> None:
-        for name, original in self._originals.items():
-            self._copies[name].requires_grad_(original.requires_grad)
 
 
 def named_slots(model: nn.Module):

@@ -75,19 +75,21 @@ class Wrapper(Part):
 class Companion(Part):
     """A part that is a child of the module `host` and changes what it returns, by `forward(args, kwargs, output)`.
 
-    The host keeps its class, its names and its attributes.
+    The host keeps its class, its names and its attributes. A wrapper that comes in the host's place later, or leaves
+    it, takes the companion along: what it changes is what the whole place returns, in whichever order things came.
     """
 
     kind = "companion"
 
-    def __init__(self, host: nn.Module):
+    def __init__(self, host: nn.Module, *others: nn.Module):
+        """`others` are further modules that the companion has hooks on."""
         super().__init__()
         self.training = host.training
-        self._host = (host,)  # in a tuple: the host is no child of its companion
+        self.places = (host, *others)  # in a tuple: the host is no child of its companion
 
     @property
     def host(self) -> nn.Module:
-        return self._host[0]
+        return self.places[0]
 
     def insert(self) -> None:
         taken = self._home._modules
@@ -136,7 +138,13 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     """Exchange modules everywhere in the tree, also where one is reached by several names."""
+    moving = [part for part in model.modules() if isinstance(part, Companion) and replacements.keys() & {*part.places}]
+    for companion in moving:
+        companion.remove()
     slots = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
     for parent, name, child in slots:
         if child in replacements:
             parent._modules[name] = replacements[child]
+    for companion in moving:
+        companion.places = tuple(replacements.get(place, place) for place in companion.places)
+        companion.insert()

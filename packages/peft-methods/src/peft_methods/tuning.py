@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .method import Method
-from .targets import TargetError
+from .targets import TargetError, check_pattern
 from .trained import Trained, named_slots
 from .tree import Part
 
@@ -29,10 +29,7 @@ class _Tuning(Method):
     within: str = ".*"
 
     def __post_init__(self):
-        try:
-            re.compile(self.within)
-        except re.error as error:
-            raise ValueError(f"within={self.within!r}: not a regular expression ({error})") from None
+        check_pattern(self.within)
 
     def parts(self, model: nn.Module) -> dict[str, Part]:
         chosen = self._chooser(model)

@@ -5,12 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..adapter import Adapter
 from ..errors import AdapterError
 from ..lora import LoRA
 from ..method import Method
 from ..tuning import BitFit, FullFineTuning, NormTuning
 
-_METHODS = {cls.__name__: cls for cls in (LoRA, BitFit, FullFineTuning, NormTuning)}
+_METHODS = {cls.__name__: cls for cls in (Adapter, BitFit, FullFineTuning, NormTuning, LoRA)}
 _TYPE = "peft_methods."
 
 
