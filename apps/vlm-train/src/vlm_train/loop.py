@@ -43,15 +43,16 @@ def train(
     changes nothing but memory.
     """
     steps = planned_steps(len(rows), config)
-    optimizer = torch.optim.AdamW(attachment.parameters(), lr=config.peak_learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(attachment.parameter_groups(config.peak_learning_rate), weight_decay=0.0)
     attachment.bind(optimizer)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     micro_batches = _micro_batches(rows, config)
     vlm.train()
     for step in range(steps):
         started = time.perf_counter()
-        learning_rate = config.peak_learning_rate * schedule(step, steps, config.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        share = schedule(step, steps, config.warmup)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = share * peak
 
         parts = [next(micro_batches) for _ in range(config.accumulate)]
         batches = [vlm.to_device(collate(part, prepared(features, part))) for part in parts]
@@ -66,7 +67,7 @@ def train(
         optimizer.zero_grad()
 
         seconds = time.perf_counter() - started
-        after_step(Step(step + 1, total / tokens, learning_rate, sum(map(len, parts)), seconds))
+        after_step(Step(step + 1, total / tokens, share * config.peak_learning_rate, sum(map(len, parts)), seconds))
     vlm.eval()
 
 

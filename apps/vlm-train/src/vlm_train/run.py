@@ -21,6 +21,7 @@ from vlm_train.evaluate import Evaluation, evaluate
 from vlm_train.features import encode_once
 from vlm_train.loop import Step, planned_steps, train
 from vlm_train.memory import peak_memory
+from vlm_train.methods import method_of
 from vlm_train.progress import Tracker, track
 from vlm_train.rundir import RunDir, choose_folder, describe_run
 
@@ -32,7 +33,6 @@ UserError = (
     peft_methods.TargetError,
     peft_methods.AdapterError,
 )
-PARTS = ("language", "vision", "all")
 LOG_EVERY = 10  # steps
 
 
@@ -43,7 +43,7 @@ def run(config: TrainConfig) -> Path:
     folder = choose_folder(config)
     data = read_data(config, console)
     vlm = _load(config)
-    attachment = _attach(vlm, config)
+    attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
     collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
     data = fitting(data, collate, config)
     if data.rejected:
@@ -148,12 +148,6 @@ def show(config: TrainConfig) -> None:
 def _load(config: TrainConfig) -> vlm_models.VLM:
     torch.manual_seed(config.seed)
     return vlm_models.load(config.model, config.quantization, config.device, config.dtype)
-
-
-def _attach(vlm: vlm_models.VLM, config: TrainConfig) -> peft_methods.Attachment:
-    targets = vlm.targets(config.targets) if config.targets in PARTS else config.target_list
-    method = peft_methods.LoRA(rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=targets)
-    return peft_methods.attach(vlm.model, method)
 
 
 def _predictions(data: Data, evaluation: Evaluation) -> list[dict]:

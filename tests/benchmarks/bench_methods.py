@@ -1,0 +1,155 @@
+"""The table of methods in peft-methods' README: every method on the default question answering job, tuned alike.
+
+    uv run python tests/benchmarks/bench_methods.py RESULTS.jsonl [METHOD ...]
+
+tiny-qwen2-vl on easy-VQA. Each method trains for the same steps on the same rows, at each learning rate of the grid
+with one seed; the rate that answers most of the held-out training questions is run with two more seeds. Reported at
+that rate: exact match on test questions (mean and range over the seeds, and the widest bootstrap interval), parameters,
+seconds a step, memory, size on disk, and forgetting: how much fewer of held-out scenes' questions, which the checkpoint
+was trained on, are answered than before. One line is written for each run, and runs already in the file are not
+repeated, so the table can be interrupted; it is printed at the end.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+import peft_methods
+import vlm_data
+import vlm_models
+from vlm_train.config import METHODS, TrainConfig
+from vlm_train.data import Data, read_data
+from vlm_train.evaluate import evaluate
+from vlm_train.features import encode_once
+from vlm_train.loop import train
+from vlm_train.memory import peak_memory
+from vlm_train.methods import method_of
+
+GRID = (3e-4, 1e-3, 3e-3, 1e-2)
+SEEDS = (0, 1, 2)
+STEPS, TUNING_ROWS, TEST_ROWS, SCENE_ROWS = 300, 1000, 2500, 1000
+
+
+class Job:
+    """The data, read and encoded once for all runs: every method leaves the image encoder frozen."""
+
+    def __init__(self):
+        self.console = Console(quiet=True)
+        data: Data = read_data(self.config("lora", GRID[0], 0), self.console)
+        self.test = data.val
+        train_rows, held_out = vlm_data.split(data.train, val_fraction=0.1, seed=0)
+        self.train = train_rows
+        self.tuning = held_out.shuffle(seed=0).select(range(TUNING_ROWS))
+        scenes = vlm_data.open("scenes", split="test", seed=0)
+        self.scenes = scenes.filter(lambda row: row["prompt"] is not None).select(range(SCENE_ROWS))
+        vlm, collate = self.fresh()
+        self.features = encode_once(vlm, collate, self.train, self.console)
+        self.before = {name: self.accuracy(vlm, collate, rows) for name, rows in self.evaluated().items()}
+
+    def evaluated(self):
+        return {"tuning": self.tuning, "test": self.test, "scenes": self.scenes}
+
+    @staticmethod
+    def config(method: str, learning_rate: float, seed: int) -> TrainConfig:
+        return TrainConfig(method=method, learning_rate=learning_rate, seed=seed, max_steps=STEPS, val_rows=TEST_ROWS)
+
+    @staticmethod
+    def fresh():
+        vlm = vlm_models.load("tiny-qwen2-vl")
+        return vlm, vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
+
+    def accuracy(self, vlm, collate, rows) -> dict:
+        score = evaluate(vlm, collate, rows, self.console, "").scores["exact_match"]
+        return {"value": score.value, "interval": score.interval}
+
+    def run(self, method: str, learning_rate: float, seed: int, final: bool) -> dict:
+        """Train once. The test questions and the scenes are answered in `final` runs only."""
+        config = self.config(method, learning_rate, seed)
+        vlm, collate = self.fresh()
+        torch.manual_seed(seed)
+        attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
+        seconds: list[float] = []
+        started = time.perf_counter()
+        train(vlm, attachment, collate, self.train, self.features, config, lambda step: seconds.append(step.seconds))
+        result = {
+            "method": method,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "final": final,
+            "trainable": attachment.trainable,
+            "total": attachment.total,
+            "step_seconds": statistics.median(seconds),
+            "training_seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory(vlm.device),
+            "file_bytes": size_on_disk(attachment),
+        }
+        wanted = ("test", "scenes") if final else ("tuning",)
+        return result | {name: self.accuracy(vlm, collate, self.evaluated()[name]) for name in wanted}
+
+
+def size_on_disk(attachment: peft_methods.Attachment) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        attachment.save(folder)
+        return sum(file.stat().st_size for file in Path(folder).iterdir())
+
+
+def best_rate(results: list[dict], method: str) -> float:
+    tuned = [result for result in results if result["method"] == method and not result["final"]]
+    return max(tuned, key=lambda result: result["tuning"]["value"])["learning_rate"]
+
+
+def table(results: list[dict], before: dict) -> None:
+    columns = ["method", "rate", "test accuracy", "range", "95 % interval", "trained", "step", "on disk", "forgetting"]
+    print(f"| {' | '.join(columns)} |\n| {' | '.join(['---'] * len(columns))} |")
+    base = before["test"]
+    print(f"| none | | {base['value']:.3f} | | {base['interval'][0]:.3f} to {base['interval'][1]:.3f} | | | | |")
+    for method in dict.fromkeys(result["method"] for result in results if result["final"]):
+        runs = [result for result in results if result["method"] == method and result["final"]]
+        values = [run["test"]["value"] for run in runs]
+        low = min(run["test"]["interval"][0] for run in runs)
+        high = max(run["test"]["interval"][1] for run in runs)
+        lost = before["scenes"]["value"] - statistics.mean(run["scenes"]["value"] for run in runs)
+        cells = [
+            method,
+            f"{runs[0]['learning_rate']:g}",
+            f"{statistics.mean(values):.3f}",
+            f"{min(values):.3f} to {max(values):.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{runs[0]['trainable'] / runs[0]['total']:.2%}",
+            f"{1000 * statistics.median(run['step_seconds'] for run in runs):.0f} ms",
+            f"{runs[0]['file_bytes'] / 1e3:.0f} kB",
+            f"{lost:+.3f}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    file = Path(sys.argv[1])
+    results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(r["method"], r["learning_rate"], r["seed"], r["final"]) for r in results}
+    job = Job()
+
+    def once(*run) -> None:
+        if run in done:
+            return
+        results.append(job.run(*run))
+        with file.open("a") as out:
+            out.write(json.dumps(results[-1]) + "\n")
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+
+    for method in sys.argv[2:] or METHODS:
+        for learning_rate in GRID:
+            once(method, learning_rate, SEEDS[0], False)
+        for seed in SEEDS:
+            once(method, best_rate(results, method), seed, True)
+    table(results, job.before)
+
+
+if __name__ == "__main__":
+    main()
