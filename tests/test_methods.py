@@ -173,10 +173,12 @@ def test_gradients_under_gradient_checkpointing(attachment, subject, dtype):
     subject.model.train()  # transformers checkpoints in training mode only; the models' dropout is 0
     expected = subject.gradients(attachment)
     subject.model.gradient_checkpointing_enable()
-    actual = subject.gradients(attachment)
-    assert actual.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(actual[name], gradient, rtol=DTYPES[dtype], atol=1e-6, msg=name)
+    checkpointed = subject.gradients(attachment)
+    subject.model.gradient_checkpointing_disable()
+    for actual in (checkpointed, subject.gradients(attachment)):
+        assert actual.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(actual[name], gradient, rtol=DTYPES[dtype], atol=1e-6, msg=name)
 
 
 def test_copies_and_pickles(attachment, subject):
