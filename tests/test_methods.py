@@ -60,6 +60,8 @@ class Subject:
 
 METHODS = {
     "lora": lambda s: pm.LoRA(rank=4, targets=s.linear),
+    "rslora": lambda s: pm.LoRA(rank=4, targets=s.linear, rank_stabilized=True, bias="targets"),
+    "dora": lambda s: pm.LoRA(rank=4, targets=s.linear, dora=True),
     "houlsby": lambda s: pm.Adapter("houlsby", size=4),
     "pfeiffer": lambda s: pm.Adapter("pfeiffer", size=4, activation="gelu"),
     "parallel": lambda s: pm.Adapter("parallel", size=4),

@@ -147,13 +147,6 @@ def test_narrowed_choices_of_peft(tmp_path):
     torch.testing.assert_close(ours(**inputs).logits, theirs(**inputs).logits, rtol=1e-5, atol=1e-6)
 
 
-def test_dora_of_peft_is_refused(tmp_path):
-    config = peft.LoraConfig(target_modules=["q_proj"], use_dora=True)
-    peft.get_peft_model(build("opt")[0], config).save_pretrained(tmp_path)
-    with pytest.raises(pm.AdapterError, match="use_dora"):
-        pm.load(build("opt")[0], tmp_path)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_guarantees_on_real_models(family):
     model, inputs, attachment = attached(family)

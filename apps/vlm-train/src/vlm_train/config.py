@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-METHODS = ("lora", "rslora", "houlsby", "pfeiffer", "parallel", "full", "bitfit", "norm")
+METHODS = ("lora", "rslora", "dora", "houlsby", "pfeiffer", "parallel", "full", "bitfit", "norm")
 TINY_LEARNING_RATE, LEARNING_RATE = 3e-3, 2e-4
 
 
@@ -33,7 +33,7 @@ class TrainConfig:
     image_dir: Annotated[str | None, _option("Where a table's images are. (default: the table's folder)")] = None
     format: Annotated[str, _option("How to read the data: auto, captions-csv, questions-csv or file-names.")] = "auto"
     method: Annotated[str, _option(f"What to train: {', '.join(METHODS)}.")] = "lora"
-    rank: Annotated[int, _option("Rank of the matrices of LoRA and its kin (rslora).")] = 16
+    rank: Annotated[int, _option("Rank of the matrices of LoRA and its kin (rslora, dora).")] = 16
     alpha: Annotated[float, _option("LoRA's scale: updates are multiplied by alpha / rank.")] = 32.0
     dropout: Annotated[float, _option("Dropout before the LoRA matrices.")] = 0.0
     targets: Annotated[

@@ -50,6 +50,7 @@ def _pattern(config: TrainConfig, vlm: VLM) -> str:
 _METHODS: dict[str, Callable[[TrainConfig, VLM], pm.Method]] = {
     "lora": _lora(),
     "rslora": _lora(rank_stabilized=True),
+    "dora": _lora(dora=True),
     "houlsby": _within(pm.Adapter, placement="houlsby"),
     "pfeiffer": _within(pm.Adapter, placement="pfeiffer"),
     "parallel": _within(pm.Adapter, placement="parallel"),

@@ -1,29 +1,48 @@
-"""LoRA: a frozen linear layer plus a trainable product of low rank,
+"""LoRA: a frozen layer plus a trainable product of low rank,
 
     y = x Wᵀ + b + s · dropout(x) Aᵀ Bᵀ,      s = alpha / rank   (alpha / √rank when rank-stabilized)
 
 with A [rank, in] random and B [out, rank] zero, so that training starts at the base model.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), section 4.1; rank-stabilized
-scaling: Kalajdzievski (arXiv 2312.03732).
+scaling: Kalajdzievski (arXiv 2312.03732); DoRA: Liu et al. (arXiv 2402.09353); PiSSA: Meng et al. (arXiv 2404.02948);
+OLoRA: Büyükakyüz (arXiv 2406.01775); LoRA+, another learning rate for B: Hayou et al. (arXiv 2402.12354).
 """
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
+from ..bridge import layout
 from ..method import Method
-from ..targets import ALL_LINEAR, Targets, check_targets, find_targets
+from ..targets import ALL_LINEAR, TargetError, Targets, check_targets, find_targets, is_linear, matcher
+from ..trained import Trained, named_slots
+from ..tree import Part, bare, named_modules
+from .conv import LoRAConv2d
+from .dora import DoRALinear
+from .embedding import LoRAEmbedding
+from .initialization import INITIALIZATIONS, initialize
 from .linear import LoRALinear
+
+BIASES = ("none", "all", "targets")
 
 
 @dataclass(frozen=True)
 class LoRA(Method):
-    """The method's options. `targets` are described in `peft_methods.targets`.
+    """The method's options.
+
+    `targets` are described in `peft_methods.targets`; besides linear layers, embeddings and 2-D convolutions can be
+    named. `rank_pattern` and `alpha_pattern` hold other values for some of them, by regular expressions that match the
+    end of a module's name at a dot; the first that does counts. `initialization` is "zeros" (of B), "gaussian" (A),
+    "pissa" or "olora". `bias` are the biases to train as well: "none", "all", or those of the "targets";
+    `train_also` names modules to train whole, by suffixes. `learning_rate_ratio` is B's learning rate over that of
+    all others, for `Attachment.parameter_groups`.
 
     Raises:
-        ValueError: rank < 1, dropout outside [0, 1), an alpha that is not finite, or targets that are no targets.
+        ValueError: an option has a value that makes no sense.
     """
 
     rank: int = 8
@@ -31,20 +50,95 @@ class LoRA(Method):
     dropout: float = 0.0
     targets: Targets = ALL_LINEAR
     rank_stabilized: bool = False
+    dora: bool = False
+    initialization: str = "zeros"
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    bias: str = "none"
+    train_also: tuple[str, ...] = ()
+    learning_rate_ratio: float = 1.0
 
     def __post_init__(self):
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank={self.rank!r}: give a whole number of at least 1")
-        if not math.isfinite(self.alpha):
-            raise ValueError(f"alpha={self.alpha!r}: give a finite number")
+        for rank in (self.rank, *self.rank_pattern.values()):
+            if not isinstance(rank, int) or rank < 1:
+                raise ValueError(f"rank={rank!r}: give a whole number of at least 1")
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if not math.isfinite(alpha):
+                raise ValueError(f"alpha={alpha!r}: give a finite number")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r}: give a probability in [0, 1)")
+        for option, known in (("initialization", INITIALIZATIONS), ("bias", BIASES)):
+            if getattr(self, option) not in known:
+                raise ValueError(f"{option}={getattr(self, option)!r}: known are {', '.join(known)}")
+        if not 0 < self.learning_rate_ratio < math.inf:
+            raise ValueError(f"learning_rate_ratio={self.learning_rate_ratio!r}: give a positive number")
+        for pattern in (*self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {pattern!r}: not a regular expression ({error})") from None
         object.__setattr__(self, "targets", check_targets(self.targets))
+        object.__setattr__(self, "train_also", tuple(check_targets(self.train_also)) if self.train_also else ())
 
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+    def parts(self, model: nn.Module) -> dict[str, Part]:
+        whole = self._trained_whole(model)
+        found = find_targets(model, self.targets, _fits, "linear layer, embedding or 2-D convolution")
+        names = [name for name in found if not f"{name}.".startswith(tuple(f"{path}." for path in whole))]
+        for pattern in (*self.rank_pattern, *self.alpha_pattern):
+            if not any(map(matches(pattern), names)):
+                raise TargetError(f"pattern {pattern!r} matches none of the targets; leave it out or correct it")
+        parts: dict[str, Part] = {name: self._part(name, found[name]) for name in names}
+        also = self._trained_names(model, names, whole)
+        return {**parts, "": Trained(model, also)} if also else parts
 
-    def parts(self, model: nn.Module) -> dict[str, LoRALinear]:
-        found = find_targets(model, self.targets)
-        return {name: LoRALinear(module, self.rank, self.scale, self.dropout) for name, module in found.items()}
+    def scale_of(self, rank: int, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
+
+    def _part(self, name: str, module: nn.Module) -> LoRALinear | LoRAEmbedding | LoRAConv2d:
+        rank = _first(self.rank_pattern, name, self.rank)
+        options = rank, self.scale_of(rank, _first(self.alpha_pattern, name, self.alpha)), self.dropout
+        if is_linear(module):
+            part = (DoRALinear if self.dora else LoRALinear)(module, *options)
+        elif self.dora or self.initialization in ("pissa", "olora"):
+            kind = type(bare(module)).__name__
+            raise TargetError(f"{name}: DoRA, PiSSA and OLoRA go on linear layers only, not on a {kind}; leave it out")
+        else:
+            part = (LoRAEmbedding if isinstance(bare(module), nn.Embedding) else LoRAConv2d)(module, *options)
+        part.learning_rate_ratio = self.learning_rate_ratio
+        initialize(part, self.initialization)
+        return part
+
+    def _trained_whole(self, model: nn.Module) -> list[str]:
+        if not self.train_also:
+            return []
+        names = named_modules(model)
+        matching = matcher(self.train_also)
+        whole = {name: matching(name) for name in names if matching(name)}
+        for end in self.train_also:
+            if not any(end in ends for ends in whole.values()):
+                raise TargetError(f"train_also entry {end!r} matches no module; correct it or leave it out")
+        return list(whole)
+
+    def _trained_names(self, model: nn.Module, targets: list[str], whole: list[str]) -> list[str]:
+        inside = tuple(f"{path}." for path in whole)
+        biases = {"none": lambda path: False, "all": lambda path: True, "targets": set(targets).__contains__}[self.bias]
+        names = []
+        for name, _, slot, _ in named_slots(model):
+            path = name.removesuffix(slot).removesuffix(".")
+            if name.startswith(inside) or (slot == "bias" and biases(path)):
+                names.append(name)
+        return names
+
+
+def _fits(module: nn.Module) -> bool:
+    return layout(module) is not None or isinstance(bare(module), nn.Embedding | nn.Conv2d)
+
+
+def matches(pattern: str):
+    """Whether a module's name ends, at a dot, in what the regular expression describes: a function of the name."""
+    compiled = re.compile(rf"(.*\.)?({pattern})$")
+    return lambda name: compiled.match(name) is not None
+
+
+def _first(patterns: Mapping, name: str, default):
+    return next((value for pattern, value in patterns.items() if matches(pattern)(name)), default)
