@@ -54,6 +54,7 @@ _METHODS: dict[str, Callable[[TrainConfig, VLM], pm.Method]] = {
     "houlsby": _within(pm.Adapter, placement="houlsby"),
     "pfeiffer": _within(pm.Adapter, placement="pfeiffer"),
     "parallel": _within(pm.Adapter, placement="parallel"),
+    "prefix": _within(pm.Prefix),
     "full": _within(pm.FullFineTuning),
     "bitfit": _within(pm.BitFit),
     "norm": _within(pm.NormTuning),

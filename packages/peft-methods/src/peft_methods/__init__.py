@@ -6,6 +6,7 @@ from .errors import AdapterError
 from .lora import LoRA
 from .merging import combine
 from .method import Method
+from .prefix import Prefix, fold_prefix, initialize_prefix
 from .targets import TargetError
 from .tuning import BitFit, FullFineTuning, NormTuning
 
@@ -18,9 +19,12 @@ __all__ = [
     "LoRA",
     "Method",
     "NormTuning",
+    "Prefix",
     "TargetError",
     "attach",
     "attachments",
     "combine",
+    "fold_prefix",
+    "initialize_prefix",
     "load",
 ]

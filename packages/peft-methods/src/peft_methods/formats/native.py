@@ -9,9 +9,10 @@ from ..adapter import Adapter
 from ..errors import AdapterError
 from ..lora import LoRA
 from ..method import Method
+from ..prefix import Prefix
 from ..tuning import BitFit, FullFineTuning, NormTuning
 
-_METHODS = {cls.__name__: cls for cls in (Adapter, BitFit, FullFineTuning, NormTuning, LoRA)}
+_METHODS = {cls.__name__: cls for cls in (Adapter, BitFit, FullFineTuning, NormTuning, LoRA, Prefix)}
 _TYPE = "peft_methods."
 
 
