@@ -361,5 +361,7 @@ def test_encoders_and_cross_attention_by_name():
     pixels = torch.randn(2, 3, 8, 8)
     cached, without = (model.generate(pixels, **options, use_cache=cache) for cache in (True, False))
     assert torch.allclose(torch.stack(cached.scores), torch.stack(without.scores), atol=1e-5)
-    with pytest.raises(pm.TargetError, match="matches 'encoder.layers.0.mlp', a ViTMLP: only an? attention module"):
+    with pytest.raises(
+        pm.TargetError, match="matches 'encoder.layers.0.mlp', a ViTMLP: only a transformers attention module"
+    ):
         pm.attach(model, pm.Prefix(targets=["mlp"]))

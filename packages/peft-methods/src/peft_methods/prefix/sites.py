@@ -13,8 +13,8 @@ from .injection import GitPrefix, InterfacePrefix, calls_interface, is_git
 from .torch_attention import TorchPrefix
 
 KIND = (
-    "attention module of transformers (one that calls its attention interface, or GIT's) or nn.MultiheadAttention "
-    "without bias_k and add_zero_attn"
+    "transformers attention module (one that calls its attention interface, or GIT's text attention) or "
+    "nn.MultiheadAttention without bias_k and add_zero_attn"
 )
 _HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads")
@@ -51,7 +51,7 @@ def causal_attention(model: nn.Module) -> dict[str, nn.Module]:
     if not causal:
         raise TargetError(
             f"targets='auto': finds no causal self-attention in {type(model).__name__}; give a list of names, each of "
-            f"an {KIND}"
+            f"a {KIND}"
         )
     return causal
 
