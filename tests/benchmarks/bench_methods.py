@@ -1,6 +1,6 @@
 """The table of methods in peft-methods' README: every method on the default question answering job, tuned alike.
 
-    uv run python tests/benchmarks/bench_methods.py RESULTS.jsonl [METHOD ...]
+    uv run python tests/benchmarks/bench_methods.py [RESULTS.jsonl [METHOD ...]]
 
 tiny-qwen2-vl on easy-VQA. Each method trains for the same steps on the same rows, at each learning rate of the grid
 with one seed; the rate that answers most of the held-out training questions is run with two more seeds. Reported at
@@ -130,7 +130,8 @@ def table(results: list[dict], before: dict) -> None:
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
+    file = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/bench_methods.jsonl")
+    file.parent.mkdir(parents=True, exist_ok=True)
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(r["method"], r["learning_rate"], r["seed"], r["final"]) for r in results}
     job = Job()
