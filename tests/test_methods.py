@@ -66,6 +66,7 @@ METHODS = {
     "lora": lambda s: pm.LoRA(rank=4, targets=s.linear),
     "rslora": lambda s: pm.LoRA(rank=4, targets=s.linear, rank_stabilized=True, bias="targets"),
     "dora": lambda s: pm.LoRA(rank=4, targets=s.linear, dora=True),
+    "grit": lambda s: pm.GRIT(rank=4, targets=s.linear),
     "houlsby": lambda s: pm.Adapter("houlsby", size=4),
     "pfeiffer": lambda s: pm.Adapter("pfeiffer", size=4, activation="gelu"),
     "parallel": lambda s: pm.Adapter("parallel", size=4),

@@ -61,6 +61,27 @@ def test_bitsandbytes(kind, dtype, tmp_path):
             assert torch.equal(model(x), base)
 
 
+@pytest.mark.parametrize("evaluated", ["before", "attached", "between"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_gradients_pass_4_bit_layers_that_were_evaluated(evaluated, dora):
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    options = {"compute_dtype": torch.float32, "quant_type": "nf4"}
+    model = nn.Sequential(bnb.nn.Linear4bit(64, 64, **options), bnb.nn.Linear4bit(64, 32, **options)).to("cpu")
+    x = torch.randn(5, 64)
+    if evaluated == "before":
+        model.eval()(x)
+    attachment = pm.attach(model, pm.LoRA(4, dora=dora))
+    if evaluated == "between":
+        with torch.no_grad():
+            model.eval()(x)
+    model.train(evaluated != "attached")
+    for parameter in attachment.parameters():
+        parameter.data.add_(0.1)
+    model(x).square().sum().backward()
+    assert not attachment.without_gradient()
+
+
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -83,7 +104,7 @@ def test_forward_replaced_on_the_instance():
 
 
 def test_only_torch_and_safetensors_are_imported():
-    for file in Path(pm.__file__).parent.glob("*.py"):
+    for file in Path(pm.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:

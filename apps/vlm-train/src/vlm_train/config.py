@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-METHODS = ("lora", "rslora", "dora", "houlsby", "pfeiffer", "parallel", "prefix", "full", "bitfit", "norm")
+METHODS = ("lora", "rslora", "dora", "grit", "houlsby", "pfeiffer", "parallel", "prefix", "full", "bitfit", "norm")
 TINY_LEARNING_RATE, LEARNING_RATE = 3e-3, 2e-4
 
 

@@ -57,6 +57,7 @@ def train(
         parts = [next(micro_batches) for _ in range(config.accumulate)]
         batches = [vlm.to_device(collate(part, prepared(features, part))) for part in parts]
         tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+        attachment.loss_terms(tokens)
         total = 0.0
         for batch in batches:
             loss, _ = vlm(batch)

@@ -51,6 +51,7 @@ _METHODS: dict[str, Callable[[TrainConfig, VLM], pm.Method]] = {
     "lora": _lora(),
     "rslora": _lora(rank_stabilized=True),
     "dora": _lora(dora=True),
+    "grit": _lora(pm.GRIT),
     "houlsby": _within(pm.Adapter, placement="houlsby"),
     "pfeiffer": _within(pm.Adapter, placement="pfeiffer"),
     "parallel": _within(pm.Adapter, placement="parallel"),

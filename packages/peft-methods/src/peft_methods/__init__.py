@@ -1,8 +1,9 @@
 """Parameter-efficient fine-tuning methods from scratch, on torch alone."""
 
 from .adapter import Adapter
-from .attachment import Attachment, attach, attachments, load
+from .attachment import Attachment, attach, attachments, from_peft, load
 from .errors import AdapterError
+from .grit import GRIT, measuring
 from .lora import LoRA
 from .merging import combine
 from .method import Method
@@ -16,6 +17,7 @@ __all__ = [
     "Attachment",
     "BitFit",
     "FullFineTuning",
+    "GRIT",
     "LoRA",
     "Method",
     "NormTuning",
@@ -25,6 +27,8 @@ __all__ = [
     "attachments",
     "combine",
     "fold_prefix",
+    "from_peft",
     "initialize_prefix",
     "load",
+    "measuring",
 ]

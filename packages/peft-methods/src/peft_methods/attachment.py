@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import formats
-from .bridge import parameter_count
+from .bridge import keep_differentiable, parameter_count
 from .carried import Carried
 from .errors import AdapterError, check_keys
 from .files import read_adapter, write_adapter
@@ -66,6 +66,18 @@ def load(model: nn.Module, folder: str | PathLike, strict: bool = True) -> "Atta
     return attachment
 
 
+def from_peft(folder: str | PathLike) -> Method:
+    """The method that Hugging Face PEFT wrote to `folder`, to start anew with: `attach(model, from_peft(folder))`.
+
+    Raises:
+        AdapterError: in one line, what about it cannot be represented here.
+    """
+    try:
+        return formats.read_method(read_adapter(folder))
+    except AdapterError as error:
+        raise AdapterError(f"{folder}: {error}") from None
+
+
 class Attachment:
     """A method's parts in a model. Made by `attach` and `load`.
 
@@ -76,6 +88,7 @@ class Attachment:
         self.model, self.method = model, method
         self._carried: Carried = model._carried if hasattr(model, "_carried") else Carried(model)
         self.active = self.merged = self._attached = False
+        keep_differentiable(model)
         with self._carried.unmerged():
             self.modules: dict[str, Part] = method.parts(model)
             self._check_originals()
@@ -177,21 +190,29 @@ class Attachment:
         """Copy tensors in. Raises AdapterError on a name that is missing or unknown (unless not `strict`), or a shape
         that differs; nothing has changed then. Without any of what only training needs, that starts afresh.
         """
-        parameters = dict(self.named_parameters())
         with self._unmerged():
-            for path, part in self.modules.items():
-                names = {name: f"{path}.{name}" for name in part.adapter_parameters()}
-                part.make_room({name: state[full].shape for name, full in names.items() if full in state})
-            own = self.state_dict()
-            if strict:
-                check_keys(state, own if state.keys() - parameters.keys() else parameters, "state_dict")
-            fitting = [name for name in own if name in state]
-            for name in fitting:
-                if own[name].shape != state[name].shape:
-                    shapes = f"shape {list(state[name].shape)} where {list(own[name].shape)} is expected"
-                    raise AdapterError(f"{name}: {shapes}")
-            for name in fitting:
-                own[name].copy_(state[name])
+            before = self.state_dict()
+            try:
+                self._copy_in(state, strict)
+            except AdapterError:
+                self._copy_in(before)
+                raise
+
+    def _copy_in(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
+        parameters = dict(self.named_parameters())
+        for path, part in self.modules.items():
+            names = {name: f"{path}.{name}" if path else name for name in part.adapter_parameters()}
+            part.make_room({name: state[full].shape for name, full in names.items() if full in state})
+        own = self.state_dict()
+        if strict:
+            check_keys(state, own if state.keys() - parameters.keys() else parameters, "state_dict")
+        fitting = [name for name in own if name in state]
+        for name in fitting:
+            if own[name].shape != state[name].shape:
+                shapes = f"shape {list(state[name].shape)} where {list(own[name].shape)} is expected"
+                raise AdapterError(f"{name}: {shapes}")
+        for name in fitting:
+            own[name].copy_(state[name])
 
     def save(self, folder: str | PathLike, base_model: str | None = None) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors`, as Hugging Face PEFT reads them if it can.
@@ -208,6 +229,8 @@ class Attachment:
         float16 training has one.
         """
 
+        if isinstance(wrapped := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):  # by accelerate
+            optimizer, scaler = wrapped, scaler or getattr(optimizer, "scaler", None)
         reported = False  # not by removing the hook: torch goes through the hooks as they are called
 
         def report(*_):
@@ -223,6 +246,12 @@ class Attachment:
 
         optimizer.register_step_pre_hook(report)
         self.method.bind(self, optimizer, scaler)
+
+    def loss_terms(self, count: float | Tensor | None) -> None:
+        """Tell the method how many terms the loss of the coming steps is a mean, or a sum, over: the labels in all
+        micro-batches of a step, in all processes; `None` if unknown. GRIT takes it into account; others need nothing.
+        """
+        self.method.loss_terms(self, count)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

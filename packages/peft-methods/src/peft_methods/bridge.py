@@ -53,6 +53,19 @@ def parameter_count(parameter: nn.Parameter) -> int:
     return parameter.numel() if state is None else torch.Size(state.shape).numel()
 
 
+def keep_differentiable(model: nn.Module) -> None:
+    """Have 4-bit layers of bitsandbytes in the form that gradients pass.
+
+    On CPUs with bfloat16 instructions it packs their weights anew at a forward pass in evaluation mode, for good, with
+    rounded scales, and no gradient passes such a layer afterwards.
+    """
+    for module in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                module.state_dict()  # unpacks the weight in place
+
+
 def _runs(module: nn.Module, forward) -> bool:
     # An instance attribute `forward` is a hook of accelerate that brings the weight in from elsewhere.
     return type(module).forward is forward and "forward" not in vars(module)

@@ -48,7 +48,8 @@ def combine(
     products: dict[str, list[tuple[float, Tensor, Tensor]]] = {}  # weight, B, A, by module
     for attachment, weight in zip(attachments, weights, strict=True):
         for path, part in attachment.modules.items():
-            products.setdefault(path, []).append((weight, part.lora_B * part.scale, part.lora_A.clone()))
+            A, B = part.factors()
+            products.setdefault(path, []).append((weight, B * part.scale, A.clone()))
     largest = max(len(A) for product in products.values() for _, _, A in product)
     generator = torch.Generator().manual_seed(seed)
     factors = {}

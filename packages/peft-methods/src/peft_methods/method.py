@@ -17,3 +17,6 @@ class Method:
 
     def bind(self, attachment, optimizer, scaler) -> None:
         """Take part in the optimizer's steps, if the method has anything to do there."""
+
+    def loss_terms(self, attachment, count) -> None:
+        """See `Attachment.loss_terms`."""

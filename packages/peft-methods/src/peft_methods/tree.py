@@ -30,7 +30,8 @@ class Part(nn.Module):
         return {}
 
     def make_room(self, shapes: dict) -> None:
-        """Called before tensors of these shapes are copied in, for parts whose sizes change while training."""
+        """Called before tensors of these shapes are copied in: take them on, if sizes change while training, and start
+        afresh in what `training_state` returns."""
 
     def learning_rate_factor(self, name: str) -> float:
         """By how much the learning rate of the parameter `name` is to be multiplied."""

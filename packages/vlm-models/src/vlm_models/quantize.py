@@ -25,10 +25,10 @@ def quantization_config(quantization: str, compute: torch.dtype, skip: list[str]
 
 
 def keep_differentiable(model: nn.Module) -> None:
-    """Keep 4-bit layers on a CPU in the layout that has a backward pass.
+    """Keep 4-bit layers on a CPU as they were loaded.
 
     On a CPU with AVX-512 bfloat16, bitsandbytes re-packs the weights for inference at the first forward pass in
-    evaluation mode, for good; no gradient passes such a layer afterwards, so that evaluating before training breaks it.
+    evaluation mode, with rounded scales, and no gradient passes such a layer: evaluating would change what is trained.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -3,16 +3,17 @@
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..adapter import Adapter
 from ..errors import AdapterError
+from ..grit import GRIT
 from ..lora import LoRA
 from ..method import Method
 from ..prefix import Prefix
 from ..tuning import BitFit, FullFineTuning, NormTuning
 
-_METHODS = {cls.__name__: cls for cls in (Adapter, BitFit, FullFineTuning, NormTuning, LoRA, Prefix)}
+_METHODS = {cls.__name__: cls for cls in (Adapter, BitFit, FullFineTuning, GRIT, LoRA, NormTuning, Prefix)}
 _TYPE = "peft_methods."
 
 
@@ -26,7 +27,7 @@ def write(attachment, base_model: str | None) -> tuple[dict[str, Any], dict[str,
     return config | {"options": asdict(attachment.method)}, tensors
 
 
-def read(config: dict[str, Any], tensors: dict[str, Tensor], model: nn.Module, strict: bool):
+def read(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Method, dict[str, Tensor]]:
     name = config["peft_type"].removeprefix(_TYPE)
     return method_of(name, config.get("options", {})), tensors
 

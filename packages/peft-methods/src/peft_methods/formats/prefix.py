@@ -65,14 +65,22 @@ def write(attachment, base_model: str | None) -> tuple[dict[str, Any], dict[str,
     return config, {_KEY: torch.stack(states, dim=1).flatten(1)}
 
 
-def read(config: dict[str, Any], tensors: Mapping[str, Tensor], model: nn.Module, strict: bool):
-    """The method for this model, and its tensors by our names. Raises AdapterError."""
+def method_in(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Prefix:
+    """The method that a file describes, for any model. Raises AdapterError."""
     if (submodules := config.get("num_transformer_submodules", 1)) not in (None, 1):
         raise AdapterError(f"num_transformer_submodules={submodules}: prefixes of encoder-decoders are not supported")
     for field in sorted(config.keys() - _CARRIED - _WITHOUT_EFFECT - {"num_transformer_submodules"}):
         if config[field]:
             raise AdapterError(f"{field}={config[field]!r}: this option of peft is not supported; train without it")
-    if strict or _KEY not in tensors:
+    if _KEY not in tensors:
+        check_keys(tensors, [_KEY], "adapter_model.safetensors")
+    return Prefix(length=len(tensors[_KEY]), shift_positions=True)
+
+
+def read(config: dict[str, Any], tensors: Mapping[str, Tensor], model: nn.Module, strict: bool):
+    """The method for this model, and its tensors by our names. Raises AdapterError."""
+    method = method_in(config, tensors)
+    if strict:
         check_keys(tensors, [_KEY], "adapter_model.safetensors")
     try:
         layers = _layers(model)
@@ -87,7 +95,7 @@ def read(config: dict[str, Any], tensors: Mapping[str, Tensor], model: nn.Module
         )
     names = [f"{name}.prefix.{kind}" for name in layers for kind in _KINDS]
     states = prompt.view(len(prompt), len(names), heads, head_dim).unbind(1)
-    return Prefix(length=len(prompt), shift_positions=True), dict(zip(names, states, strict=True))
+    return method, dict(zip(names, states, strict=True))
 
 
 def _layers(model: nn.Module) -> list[str]:

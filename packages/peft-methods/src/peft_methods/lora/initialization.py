@@ -13,6 +13,7 @@ import math
 import torch
 from torch import nn
 
+from ..targets import TargetError
 from ..tree import bare
 from .embedding import LoRAEmbedding
 from .linear import LowRank
@@ -49,7 +50,9 @@ def _from_weight(part: LowRank, how: str) -> None:
         Q, R = torch.linalg.qr(W)
         B, A = Q[:, :rank], R[:rank]
     if len(A) < rank:
-        raise ValueError(f"rank={rank}: at most {len(A)} with initialization={how!r} on a weight of {list(W.shape)}")
+        raise TargetError(
+            f"rank={rank}: at most {len(A)} with initialization={how!r}; give it a smaller one in rank_pattern"
+        )
     part.lora_A.copy_(A)
     part.lora_B.copy_(B)
     part.offset_A, part.offset_B = part.lora_A.clone(), part.lora_B.clone()

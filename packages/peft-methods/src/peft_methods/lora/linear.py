@@ -15,8 +15,8 @@ class LowRank(Wrapper):
     is its base alone.
     """
 
-    unmergeable: str | None = None
     learning_rate_ratio = 1.0
+    rescales = False  # whether it does more to the base's answer than to add to it
 
     def __init__(self, base: nn.Module, shape_A: tuple, shape_B: tuple, scale: float, dropout: float):
         super().__init__(base)
@@ -32,6 +32,15 @@ class LowRank(Wrapper):
 
     def learning_rate_factor(self, name: str) -> float:
         return self.learning_rate_ratio if name == "lora_B" else 1.0
+
+    @property
+    def unmergeable(self) -> str | None:
+        beneath = self.base
+        while isinstance(beneath, Wrapper):
+            if getattr(beneath, "rescales", False):
+                return "the DoRA beneath would rescale what is merged; detach one of them"
+            beneath = beneath.base
+        return None
 
     def product(self) -> Tensor:
         """What is added to the weight, in the weight's shape."""
@@ -105,7 +114,7 @@ class LoRALinear(LowRank):
     def unmergeable(self) -> str | None:
         if self.layout.quantized:
             return f"a quantized {type(bare(self)).__name__} cannot be merged; load the base model unquantized"
-        return None
+        return super().unmergeable
 
     def product(self) -> Tensor:
         A, B = self.factors()

@@ -11,16 +11,15 @@ OLoRA: Büyükakyüz (arXiv 2406.01775); LoRA+, another learning rate for B: Hay
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..bridge import layout
 from ..method import Method
 from ..targets import ALL_LINEAR, TargetError, Targets, check_targets, find_targets, is_linear, matcher
 from ..trained import Trained, named_slots
-from ..tree import Part, bare, named_modules
+from ..tree import Part, bare, walk
 from .conv import LoRAConv2d
 from .dora import DoRALinear
 from .embedding import LoRAEmbedding
@@ -38,8 +37,9 @@ class LoRA(Method):
     named. `rank_pattern` and `alpha_pattern` hold other values for some of them, by regular expressions that match the
     end of a module's name at a dot; the first that does counts. `initialization` is "zeros" (of B), "gaussian" (A),
     "pissa" or "olora". `bias` are the biases to train as well: "none", "all", or those of the "targets";
-    `train_also` names modules to train whole, by suffixes. `learning_rate_ratio` is B's learning rate over that of
-    all others, for `Attachment.parameter_groups`.
+    `train_also` are modules to train whole, given like `targets`; what they share with others stays shared, and
+    targets inside them are left out. `learning_rate_ratio` is B's learning rate over that of all others, for
+    `Attachment.parameter_groups`.
 
     Raises:
         ValueError: an option has a value that makes no sense.
@@ -52,11 +52,13 @@ class LoRA(Method):
     rank_stabilized: bool = False
     dora: bool = False
     initialization: str = "zeros"
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
     bias: str = "none"
-    train_also: tuple[str, ...] = ()
+    train_also: Targets = ()
     learning_rate_ratio: float = 1.0
+
+    _linear = LoRALinear
 
     def __post_init__(self):
         for rank in (self.rank, *self.rank_pattern.values()):
@@ -78,17 +80,26 @@ class LoRA(Method):
             except re.error as error:
                 raise ValueError(f"pattern {pattern!r}: not a regular expression ({error})") from None
         object.__setattr__(self, "targets", check_targets(self.targets))
-        object.__setattr__(self, "train_also", tuple(check_targets(self.train_also)) if self.train_also else ())
+        if self.train_also == ALL_LINEAR:
+            raise ValueError(f"train_also={ALL_LINEAR!r}: give a list of names or 're:<regex>'")
+        object.__setattr__(self, "train_also", check_targets(self.train_also) if self.train_also else ())
 
     def parts(self, model: nn.Module) -> dict[str, Part]:
-        whole = self._trained_whole(model)
-        found = find_targets(model, self.targets, _fits, "linear layer, embedding or 2-D convolution")
-        names = [name for name in found if not f"{name}.".startswith(tuple(f"{path}." for path in whole))]
+        whole = tuple(f"{name}." for name in self.trained_whole(model))
+        found = find_targets(model, self.targets, fits_lora, "linear layer, embedding or 2-D convolution")
+        names = [name for name in found if not f"{name}.".startswith(whole)]
+        if not names:
+            raise TargetError(f"train_also={self.train_also}: no target is left; use FullFineTuning for these modules")
         for pattern in (*self.rank_pattern, *self.alpha_pattern):
             if not any(map(matches(pattern), names)):
                 raise TargetError(f"pattern {pattern!r} matches none of the targets; leave it out or correct it")
-        parts: dict[str, Part] = {name: self._part(name, found[name]) for name in names}
-        also = self._trained_names(model, names, whole)
+        parts: dict[str, Part] = {}
+        for name in names:
+            try:
+                parts[name] = self._part(name, found[name])
+            except ValueError as error:
+                raise TargetError(f"{name}: {error}") from None
+        also = self.also_trained(model, names)
         return {**parts, "": Trained(model, also)} if also else parts
 
     def scale_of(self, rank: int, alpha: float) -> float:
@@ -98,40 +109,40 @@ class LoRA(Method):
         rank = _first(self.rank_pattern, name, self.rank)
         options = rank, self.scale_of(rank, _first(self.alpha_pattern, name, self.alpha)), self.dropout
         if is_linear(module):
-            part = (DoRALinear if self.dora else LoRALinear)(module, *options)
+            part = (DoRALinear if self.dora else self._linear)(module, *options)
         elif self.dora or self.initialization in ("pissa", "olora"):
             kind = type(bare(module)).__name__
-            raise TargetError(f"{name}: DoRA, PiSSA and OLoRA go on linear layers only, not on a {kind}; leave it out")
+            raise TargetError(f"DoRA, PiSSA and OLoRA go on linear layers only, not on a {kind}; leave it out")
         else:
             part = (LoRAEmbedding if isinstance(bare(module), nn.Embedding) else LoRAConv2d)(module, *options)
         part.learning_rate_ratio = self.learning_rate_ratio
         initialize(part, self.initialization)
         return part
 
-    def _trained_whole(self, model: nn.Module) -> list[str]:
+    def trained_whole(self, model: nn.Module) -> list[str]:
+        """Names of the modules that `train_also` names. Raises TargetError where an entry matches none."""
         if not self.train_also:
             return []
-        names = named_modules(model)
         matching = matcher(self.train_also)
-        whole = {name: matching(name) for name in names if matching(name)}
-        for end in self.train_also:
-            if not any(end in ends for ends in whole.values()):
-                raise TargetError(f"train_also entry {end!r} matches no module; correct it or leave it out")
+        whole = {name: entries for name, _ in walk(model) if name and (entries := matching(name))}
+        for entry in [self.train_also] if isinstance(self.train_also, str) else self.train_also:
+            if not any(entry in entries for entries in whole.values()):
+                raise TargetError(f"train_also entry {entry!r} matches no module; correct it or leave it out")
         return list(whole)
 
-    def _trained_names(self, model: nn.Module, targets: list[str], whole: list[str]) -> list[str]:
-        inside = tuple(f"{path}." for path in whole)
-        biases = {"none": lambda path: False, "all": lambda path: True, "targets": set(targets).__contains__}[self.bias]
-        names = []
-        for name, _, slot, _ in named_slots(model):
-            path = name.removesuffix(slot).removesuffix(".")
-            if name.startswith(inside) or (slot == "bias" and biases(path)):
-                names.append(name)
-        return names
+    def also_trained(self, model: nn.Module, targets: Iterable[str]) -> list[str]:
+        """Names of the parameters of the model itself that are trained beside LoRA on `targets`."""
+        whole = tuple(f"{name}." for name in self.trained_whole(model))
+        biases = {"none": set(), "all": {path for path, _ in walk(model)}, "targets": set(targets)}[self.bias]
+        return [
+            name
+            for name, _, slot, _ in named_slots(model)
+            if name.startswith(whole) or (slot == "bias" and name.removesuffix(slot).removesuffix(".") in biases)
+        ]
 
 
-def _fits(module: nn.Module) -> bool:
-    return layout(module) is not None or isinstance(bare(module), nn.Embedding | nn.Conv2d)
+def fits_lora(module: nn.Module) -> bool:
+    return is_linear(module) or isinstance(bare(module), nn.Embedding | nn.Conv2d)
 
 
 def matches(pattern: str):

@@ -1,0 +1,121 @@
+"""The curvature of one low-rank product y = x Wᵀ + h Bᵀ, h = s · x Aᵀ: two factors of rank size,
+
+    Σ_a = mean of h hᵀ over the rows         Σ_g = sum of δ δᵀ over the rows, each δ = ∂(loss of one term)/∂(x Aᵀ),
+                                                   divided by the number N of the loss's terms
+
+With them the Fisher blocks of K-FAC are F_A = Σ_g ⊗ E[x xᵀ] and F_B = E[g gᵀ] ⊗ Σ_a, g = ∂loss/∂y: exact for deep
+linear networks and for a single row. Both are measured on tensors, rank wide, that LoRA's backward pass has at hand.
+
+Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature" (arXiv 1503.05671); every
+position of a sequence is a row, as in "K-FAC expand" of Eschenhagen et al. (arXiv 2311.00636).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Curvature:
+    """What is measured at one module. `sums` and `rows` are those of the optimizer's coming step, `average` is kept.
+
+    sums [2, rank, rank]: Σ h hᵀ and Σ δ δᵀ over `rows` rows. average [2, rank, rank]: Σ_a and Σ_g, averaged over the
+    steps with exponentially falling weights that add up to `weight`, which is zero before anything was measured. They
+    are float32, or float64 beside float64 adapters. `terms` is the number N of the loss's terms, if it is known.
+    """
+
+    # Plain attributes of a plain object, no buffers: those DistributedDataParallel would overwrite by the first
+    # process's, and a model's `half()` would cast.
+    def __init__(self, parameter: Tensor):
+        rank, dtype = len(parameter), torch.promote_types(parameter.dtype, torch.float32)
+        self.sums = torch.zeros(2, rank, rank, dtype=dtype, device=parameter.device)
+        self.rows = self.sums.new_zeros(())
+        self.average = torch.zeros_like(self.sums)
+        self.weight = torch.zeros_like(self.rows)
+        self.terms: float | Tensor | None = None
+
+    def add(self, h: Tensor, dh: Tensor, kept: float) -> None:
+        """Count the rows of one backward pass: h [rows, rank], and dh · kept is δ.
+
+        A row whose δ is zero has no part in the loss (padding, or what comes after the last label): it is no sample.
+        """
+        h, dh = h.to(self.sums.dtype), dh.to(self.sums.dtype)
+        counted = dh.abs().amax(1, keepdim=True).sign_()
+        self.sums[0].addmm_((h * counted).t(), h)
+        self.sums[1].addmm_(dh.t(), dh, alpha=kept**2)
+        self.rows += counted.sum()
+
+    def clear(self) -> None:
+        self.sums.zero_()
+        self.rows.zero_()
+
+    def to(self, device: torch.device) -> None:
+        for name in ("sums", "rows", "average", "weight"):
+            setattr(self, name, getattr(self, name).to(device))
+
+    def means(self) -> Tensor:
+        """Σ_a and Σ_g, [2, rank, rank]; not numbers before anything was measured."""
+        return self.average / self.weight
+
+    def change_basis(self, forth: Tensor, back: Tensor) -> None:
+        """Go over to A' = `forth` A and B' = B `back`, with fewer rows and columns perhaps."""
+        a, g = self.average.to(forth)
+        average = torch.stack([forth @ a @ forth.t(), back.t() @ g @ back])
+        average = (average + average.mT) / 2
+        self.average = average.to(self.average)
+        self.sums = torch.zeros_like(self.average)
+
+
+def by_shape(curvatures: Iterable[Curvature]) -> list[list[Curvature]]:
+    """Groups of equal rank, dtype and device, that can be computed with as one stack."""
+    groups = defaultdict(list)
+    for curvature in curvatures:
+        groups[curvature.sums.shape, curvature.sums.dtype, curvature.sums.device].append(curvature)
+    return list(groups.values())
+
+
+def close_window(curvatures: list[Curvature], decay: float, loss: str, scale: float) -> None:
+    """Average what was measured for this step in, and start anew.
+
+    The training loss is a `loss` of "mean" or "sum" over N terms, `scale` times as large in the backward pass. With
+    several processes it is the mean of theirs, as with DistributedDataParallel, and their rows are counted together.
+    Where nothing was measured, or an overflow, the average stays as it is.
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes > 1:
+        _add_up(curvatures)
+    for group in by_shape(curvatures):
+        sums = torch.stack([curvature.sums for curvature in group])
+        rows = torch.stack([curvature.rows for curvature in group])
+        terms = torch.stack([_terms(curvature) for curvature in group])
+        # δ of one term alone is N times as large as in their mean.
+        weights = terms / processes**2 if loss == "mean" else 1 / terms
+        measured = sums * torch.stack([1 / rows, weights / scale**2], 1)[..., None, None]
+        weight = torch.stack([curvature.weight for curvature in group])
+        average = torch.stack([curvature.average for curvature in group])
+        good = (rows > 0) & measured.isfinite().flatten(1).all(1)
+        average = torch.where(good[:, None, None, None], average.lerp(measured, 1 - decay), average)
+        weight = torch.where(good, weight.lerp(torch.ones_like(weight), 1 - decay), weight)
+        for i, curvature in enumerate(group):  # in place: a state dict in someone's hands stays the current one
+            curvature.average.copy_(average[i])
+            curvature.weight.copy_(weight[i])
+            curvature.clear()
+
+
+def _terms(curvature: Curvature) -> Tensor:
+    rows, terms = curvature.rows, curvature.terms
+    return rows if terms is None else torch.as_tensor(terms, dtype=rows.dtype, device=rows.device)
+
+
+def _add_up(curvatures: list[Curvature]) -> None:
+    """Sums over the processes, in one message for each device and dtype."""
+    groups = defaultdict(list)
+    for curvature in curvatures:
+        groups[curvature.sums.device, curvature.sums.dtype] += [curvature.sums, curvature.rows]
+    for tensors in groups.values():
+        message = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(message)
+        for tensor, total in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
