@@ -35,21 +35,24 @@ class Curvature:
         self.average = torch.zeros_like(self.sums)
         self.weight = torch.zeros_like(self.rows)
         self.terms: float | Tensor | None = None
+        self.empty = True
 
     def add(self, h: Tensor, dh: Tensor, kept: float) -> None:
         """Count the rows of one backward pass: h [rows, rank], and dh · kept is δ.
 
         A row whose δ is zero has no part in the loss (padding, or what comes after the last label): it is no sample.
         """
-        h, dh = h.to(self.sums.dtype), dh.to(self.sums.dtype)
-        counted = dh.abs().amax(1, keepdim=True).sign_()
+        h, dh, counted = (tensor.to(self.sums.dtype) for tensor in (h, dh, dh.any(1, keepdim=True)))
         self.sums[0].addmm_((h * counted).t(), h)
         self.sums[1].addmm_(dh.t(), dh, alpha=kept**2)
         self.rows += counted.sum()
+        self.empty = False
 
     def clear(self) -> None:
-        self.sums.zero_()
-        self.rows.zero_()
+        if not self.empty:
+            self.sums.zero_()
+            self.rows.zero_()
+            self.empty = True
 
     def to(self, device: torch.device) -> None:
         for name in ("sums", "rows", "average", "weight"):
@@ -119,3 +122,5 @@ def _add_up(curvatures: list[Curvature]) -> None:
         dist.all_reduce(message)
         for tensor, total in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+    for curvature in curvatures:
+        curvature.empty = False

@@ -30,16 +30,18 @@ class GRITLinear(LoRALinear):
 
     def count_rows(self, h: Tensor, dh: Tensor, kept: float) -> None:
         """See `lora_linear`. It runs in the backward pass, so that gradient checkpointing changes nothing."""
-        if not self.lora_A.requires_grad:
+        A = self.lora_A
+        if not A.requires_grad:
             return
         # What is measured belongs to what is in `.grad`: where gradients were dropped (a step skipped by a GradScaler,
         # a trial), so is this. A module may be called several times, and `.grad` comes after the last of them.
         current = torch._C._current_graph_task_id()  # as torch's own register_multi_grad_hook
-        if current != self._backward_pass and self.lora_A.grad is None and not self.apart:
+        if current != self._backward_pass and A.grad is None and not self.apart:
             self.curvature.clear()
         self._backward_pass = current
-        rank = len(self.lora_A)  # the columns after these are an offset's, which does not train
-        self.curvature.add(h[:, :rank], dh[:, :rank], kept)
+        if h.shape[1] > len(A):  # what comes after is an offset's, which does not train
+            h, dh = h[:, : len(A)], dh[:, : len(A)]
+        self.curvature.add(h, dh, kept)
 
     def training_state(self) -> dict[str, Tensor]:
         state = {"curvature": self.curvature.average, "curvature_weight": self.curvature.weight}

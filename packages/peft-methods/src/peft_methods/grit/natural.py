@@ -9,6 +9,8 @@ Kronecker-Factored Approximations" (ICLR 2017); in the rank space: GRIT (arXiv 2
 other way round. With them as here, ΔW does not depend on which of the A and B with the same product it starts from.
 """
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -82,26 +84,36 @@ def precondition(parts: list[GRITLinear], rates: dict[nn.Parameter, float | Tens
 
     Where nothing has been measured yet, B is zero, and gradients stay as they are.
     """
-    natural: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+    groups = defaultdict(list)  # of equal shapes, to be computed with as one stack
     for part, (inverse, measured) in inverses(parts, options.damping).items():
         for_B, for_A = inverse.flip(0) if options.published else inverse
-        A, B = part.lora_A, part.lora_B
-        if A in rates and A.grad is not None:
-            natural.append((A, for_A @ A.grad.to(for_A), measured))
-        if B in rates and B.grad is not None:
-            natural.append((B, B.grad.to(for_B) @ for_B, measured))
-    if options.trust_region is not None and natural:
-        _stay_within(options.trust_region, natural, rates)
-    for parameter, gradient, _ in natural:
-        parameter.grad.copy_(gradient)
+        for parameter, matrix in ((part.lora_A, for_A), (part.lora_B, for_B)):
+            if parameter in rates and parameter.grad is not None:
+                key = parameter is part.lora_A, parameter.shape, matrix.dtype, matrix.device
+                groups[key].append((parameter, matrix, measured))
+    natural, changes = [], []
+    for (is_A, *_), group in groups.items():
+        parameters, matrices, measured = zip(*group, strict=True)
+        inverse, measured = torch.stack(matrices), torch.stack(measured)
+        plain = torch.stack([parameter.grad for parameter in parameters]).to(inverse)
+        natural.append((parameters, is_A, plain, inverse, measured))
+        gram = plain @ plain.mT if is_A else plain.mT @ plain  # ⟨Σ⁻¹ ∇, ∇⟩ = ⟨Σ⁻¹, ∇ ∇ᵀ⟩, rank wide
+        squares = inverse.new_tensor([float(rates[parameter]) ** 2 for parameter in parameters])
+        changes.append((squares * measured * (inverse * gram).sum((1, 2))).sum())
+    share = _share_within(options.trust_region, changes)
+    for parameters, is_A, plain, inverse, measured in natural:
+        inverse = inverse * (share.to(inverse) ** measured)[:, None, None]
+        gradients = inverse @ plain if is_A else plain @ inverse
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad.copy_(gradient)
 
 
-def _stay_within(trust_region: float, natural: list, rates: dict) -> None:
-    changes = [rates[p] ** 2 * torch.vdot(v.flatten(), p.grad.to(v).flatten()) * measured for p, v, measured in natural]
-    change = torch.stack([change.to(changes[0]) for change in changes]).sum()
-    share = (trust_region / change.abs()).sqrt().clamp(max=1.0)
-    for _, gradient, measured in natural:
-        gradient.mul_(share.to(gradient) ** measured)
+def _share_within(trust_region: float | None, changes: list[Tensor]) -> Tensor:
+    """ν."""
+    if trust_region is None or not changes:
+        return torch.ones(())
+    change = torch.stack([change.to(changes[0]) for change in changes]).sum().abs()
+    return (trust_region / change).sqrt().clamp(max=1.0)
 
 
 def inverses(parts: list[GRITLinear], damping: float) -> dict[GRITLinear, tuple[Tensor, Tensor]]:
@@ -113,8 +125,8 @@ def inverses(parts: list[GRITLinear], damping: float) -> dict[GRITLinear, tuple[
         cholesky, failed = torch.linalg.cholesky_ex(factors)
         measured = (measured & (failed == 0)).all(1)
         inverse = torch.where(measured[:, None, None, None], torch.cholesky_inverse(cholesky), _identity(factors))
-        for i, curvature in enumerate(group):
-            found[owners[curvature]] = inverse[i], measured[i].to(inverse)
+        for curvature, *its in zip(group, inverse, measured.to(inverse), strict=True):
+            found[owners[curvature]] = its
     return found
 
 
