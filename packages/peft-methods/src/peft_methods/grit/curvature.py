@@ -37,14 +37,14 @@ class Curvature:
         self.terms: float | Tensor | None = None
         self.empty = True
 
-    def add(self, h: Tensor, dh: Tensor, kept: float) -> None:
-        """Count the rows of one backward pass: h [rows, rank], and dh · kept is δ.
+    def add(self, x: Tensor, dx: Tensor, s: float, kept: float) -> None:
+        """Count the rows of one backward pass, [rows, rank] each: s · x is h, and kept · dx is δ.
 
         A row whose δ is zero has no part in the loss (padding, or what comes after the last label): it is no sample.
         """
-        h, dh, counted = (tensor.to(self.sums.dtype) for tensor in (h, dh, dh.any(1, keepdim=True)))
-        self.sums[0].addmm_((h * counted).t(), h)
-        self.sums[1].addmm_(dh.t(), dh, alpha=kept**2)
+        x, dx, counted = (tensor.to(self.sums.dtype) for tensor in (x, dx, dx.any(1, keepdim=True)))
+        self.sums[0].addmm_((x * counted).t(), x, alpha=s**2)
+        self.sums[1].addmm_(dx.t(), dx, alpha=kept**2)
         self.rows += counted.sum()
         self.empty = False
 

@@ -28,7 +28,7 @@ class GRITLinear(LoRALinear):
         self.apart = apart
         self.probe = None if apart else self.count_rows
 
-    def count_rows(self, h: Tensor, dh: Tensor, kept: float) -> None:
+    def count_rows(self, h: Tensor, dh: Tensor, s: float, kept: float) -> None:
         """See `lora_linear`. It runs in the backward pass, so that gradient checkpointing changes nothing."""
         A = self.lora_A
         if not A.requires_grad:
@@ -41,7 +41,7 @@ class GRITLinear(LoRALinear):
         self._backward_pass = current
         if h.shape[1] > len(A):  # what comes after is an offset's, which does not train
             h, dh = h[:, : len(A)], dh[:, : len(A)]
-        self.curvature.add(h, dh, kept)
+        self.curvature.add(h, dh, s, kept)
 
     def training_state(self) -> dict[str, Tensor]:
         state = {"curvature": self.curvature.average, "curvature_weight": self.curvature.weight}

@@ -1,11 +1,10 @@
 """The low-rank product beside a frozen linear layer, with a lean backward:
 
-    h = s · dropout(x) Aᵀ        y = x Wᵀ + b + h Bᵀ
+    h = dropout(x) Aᵀ        y = x Wᵀ + b + s · h Bᵀ
 
 Kept for backward are x (the caller's tensor, never a copy), h (rank wide) and references to the weights. Everything is
 computed in the dtype in which the base layer answers, so float32 A and B beside a bfloat16 W cost a cast of A and B,
-not of x. Dropout keeps a seed instead of a mask, and its 1 / (1 - p) goes into the scale s. s is put on h, the smallest
-tensor: the matrix products are faster without a factor.
+not of x. Dropout keeps a seed instead of a mask, and its 1 / (1 - p) goes into the scale s.
 
 Shapes: x [..., in], W [out, in], b [out], A [rank, in], B [out, rank], h [rows, rank], y [..., out].
 """
@@ -34,8 +33,8 @@ def lora_linear(
 ) -> Tensor:
     """``x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ``; a `seed` switches dropout on. Differentiable once, in x, W, b, A, B.
 
-    In the backward pass `probe(h, dh, kept)` is called, if given: ``h / scale`` is dropout(x) Aᵀ, ``dh · kept`` is the
-    loss's gradient with respect to that, both [rows, rank].
+    In the backward pass `probe(h, dh, s, kept)` is called, if given: ``s · h`` is scale · dropout(x) Aᵀ, and
+    ``kept · dh`` the loss's gradient with respect to dropout(x) Aᵀ, both [rows, rank].
     """
     if torch.is_grad_enabled():
         return _LoRALinear.apply(x, W, b, A, B, scale, dropout, seed, probe)
@@ -55,16 +54,16 @@ def _add_low_rank(y, x, A, B, scale, dropout, seed):
     """Add to y in place, for inference."""
     few = x.shape[:-1].numel() < len(A)
     if few and A.dtype != y.dtype:  # decoding: a few rows of x are cheaper to cast than A and B
-        h = _project(_rows(x).to(A.dtype), A, scale, dropout, seed)
-        return y.add_(F.linear(h, B).view(y.shape))
+        h = _project(_rows(x).to(A.dtype), A, dropout, seed)
+        return y.add_(F.linear(h, B).view(y.shape), alpha=_kept_scale(scale, dropout, seed))
     _add_product_of(x, A, B, scale, dropout, seed, into=y)
     return y
 
 
 def _add_product_of(x, A, B, scale, dropout, seed, into):
     y = into.view(-1, into.shape[-1])
-    h = _project(_rows(x).to(y.dtype), A, scale, dropout, seed)
-    y.addmm_(h, B.to(y.dtype).t())
+    h = _project(_rows(x).to(y.dtype), A, dropout, seed)
+    y.addmm_(h, B.to(y.dtype).t(), alpha=_kept_scale(scale, dropout, seed))
     return h
 
 
@@ -72,10 +71,10 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _project(x: Tensor, A: Tensor, scale: float, dropout: float, seed: Tensor | None) -> Tensor:
+def _project(x: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     if seed is not None:
         x = _keep_mask(x, dropout, seed).mul_(x)
-    return F.linear(x, A.to(x.dtype)).mul_(_kept_scale(scale, dropout, seed))
+    return F.linear(x, A.to(x.dtype))
 
 
 # Dropout compares 16 random bits per element with a threshold: exact for the probability `_dropped(p) / 65536`, and
@@ -108,19 +107,17 @@ class _LoRALinear(torch.autograd.Function):
         h = _add_product_of(x, A, B, scale, dropout, seed, into=y)
         ctx.save_for_backward(x, W, A, B, h, seed)
         ctx.bias_dtype = None if b is None else b.dtype
-        ctx.scale, ctx.dropout, ctx.probe = scale, dropout, probe
+        ctx.options = scale, dropout, probe
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, W, A, B, h, seed = ctx.saved_tensors
+        (x, W, A, B, h, seed), (scale, dropout, probe) = ctx.saved_tensors, ctx.options
         need_x, need_W, need_b, *_ = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):  # the forward has settled the dtype
             dy, rows = _rows(grad).contiguous(), _rows(x).to(grad.dtype)
-            dh, mask, dA, dB = _low_rank_backward(dy, rows, h, A, B, ctx.scale, ctx.dropout, seed)
-            if ctx.probe is not None:
-                ctx.probe(h, dh, _kept(ctx.dropout, seed))
+            dh, mask, dA, dB = _low_rank_backward(dy, rows, h, A, B, scale, dropout, seed, probe)
             dx = _add_product(dy @ W.to(dy.dtype), dh, A, mask).view(x.shape).to(x.dtype) if need_x else None
             dW = (dy.t() @ rows).to(W.dtype) if need_W else None
             db = dy.sum(0).to(ctx.bias_dtype) if need_b else None
@@ -133,28 +130,29 @@ class _AddLowRank(torch.autograd.Function):
         y = y.clone(memory_format=torch.contiguous_format)
         h = _add_product_of(x, A, B, scale, dropout, seed, into=y)
         ctx.save_for_backward(x, A, B, h, seed)
-        ctx.scale, ctx.dropout, ctx.probe = scale, dropout, probe
+        ctx.options = scale, dropout, probe
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, A, B, h, seed = ctx.saved_tensors
+        (x, A, B, h, seed), (scale, dropout, probe) = ctx.saved_tensors, ctx.options
         with torch.autocast(grad.device.type, enabled=False):
             dy, rows = _rows(grad).contiguous(), _rows(x).to(grad.dtype)
-            dh, mask, dA, dB = _low_rank_backward(dy, rows, h, A, B, ctx.scale, ctx.dropout, seed)
-            if ctx.probe is not None:
-                ctx.probe(h, dh, _kept(ctx.dropout, seed))
+            dh, mask, dA, dB = _low_rank_backward(dy, rows, h, A, B, scale, dropout, seed, probe)
             dx = _add_product(None, dh, A, mask).view(x.shape).to(x.dtype) if ctx.needs_input_grad[1] else None
         return grad, dx, dA, dB, None, None, None, None
 
 
-def _low_rank_backward(dy, x, h, A, B, scale, dropout, seed):
-    """dh = s · dy B, the mask m, dA = dhᵀ (m ∘ x), dB = dyᵀ h."""
-    dh = (dy @ B.to(dy.dtype)).mul_(_kept_scale(scale, dropout, seed))
+def _low_rank_backward(dy, x, h, A, B, scale, dropout, seed, probe):
+    """dh = s · dy B, the mask m, dA = dhᵀ (m ∘ x), dB = s · dyᵀ h."""
+    s = _kept_scale(scale, dropout, seed)
+    dh = (dy @ B.to(dy.dtype)).mul_(s)
+    if probe is not None:
+        probe(h, dh, s, _kept(dropout, seed))
     mask = None if seed is None else _keep_mask(x, dropout, seed)
     dA = dh.t() @ (x if mask is None else mask * x)
-    return dh, mask, dA.to(A.dtype), (dy.t() @ h).to(B.dtype)
+    return dh, mask, dA.to(A.dtype), (dy.t() @ h).to(B.dtype).mul_(s)
 
 
 def _add_product(dx, dh, A, mask):
