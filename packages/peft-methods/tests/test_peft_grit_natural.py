@@ -111,7 +111,7 @@ def matrix(rows, columns, condition, generator):
 
 
 def test_low_rank_regression_takes_ten_iterations_where_gradient_descent_takes_thousands():
-    """facts/grit.md 4.1: 40 x 50 of rank 6 and condition 10, factors out of balance by 10, from nearby."""
+    """40 x 50 of rank 6 and condition 10, factors out of balance by 10, from nearby."""
     generator = torch.Generator().manual_seed(0)
     U, S, V = matrix(40, 50, 10.0, generator)
     target = U * S @ V.t()
