@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -109,11 +110,16 @@ def attachment(request, subject) -> pm.Attachment:
     """The method on the subject's model, moved from where it starts, as training would."""
     torch.manual_seed(1)
     attachment = pm.attach(subject.model, METHODS[request.param](subject))
-    with torch.no_grad():
-        for parameter in attachment.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+    move(attachment.parameters())
     attachment.name = request.param
     return attachment
+
+
+@torch.no_grad()
+def move(parameters) -> None:
+    """As training would."""
+    for parameter in parameters:
+        parameter += 0.02 * torch.randn_like(parameter)
 
 
 def bits(model: nn.Module) -> dict[str, Tensor]:
@@ -219,3 +225,21 @@ def test_compiled_forward(attachment, subject, dtype):
         actual = subject.logits()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     torch.testing.assert_close(actual, expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("name", vlm_models.TINY)
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "grit"])
+def test_files_are_those_of_peft(name, method, tmp_path):
+    base = original(name, "float32")
+    ours, theirs, again = base.copy(), base.copy(), base.copy()
+    attachment = pm.attach(ours.model, METHODS[method](ours))
+    move(attachment.parameters())
+    attachment.save(tmp_path / "ours")
+    adapted = peft.PeftModel.from_pretrained(theirs.model, tmp_path / "ours", is_trainable=True)  # in place
+    expected = ours.logits()
+    torch.testing.assert_close(theirs.logits(), expected, atol=1e-3, rtol=1e-4)
+    move(parameter for parameter in adapted.parameters() if parameter.requires_grad)
+    assert (theirs.logits() - expected).abs().max() > 0.1
+    adapted.save_pretrained(tmp_path / "theirs")
+    pm.load(again.model, tmp_path / "theirs")
+    torch.testing.assert_close(again.logits(), theirs.logits(), atol=1e-3, rtol=1e-4)

@@ -1,20 +1,23 @@
 """The table of methods in peft-methods' README: every method on the default question answering job, tuned alike.
 
     uv run python tests/benchmarks/bench_methods.py [RESULTS.jsonl [METHOD ...]]
+    uv run python tests/benchmarks/bench_methods.py costs RESULTS.jsonl
 
 tiny-qwen2-vl on easy-VQA. Each method trains for the same steps on the same rows, at each learning rate of the grid
 with one seed; the rate that answers most of the held-out training questions is run with two more seeds. Reported at
 that rate: exact match on test questions (mean and range over the seeds, and the widest bootstrap interval), parameters,
-seconds a step, memory, size on disk, and forgetting: how much fewer of held-out scenes' questions, which the checkpoint
-was trained on, are answered than before. One line is written for each run, and runs already in the file are not
-repeated, so the table can be interrupted; it is printed at the end.
+size on disk, and forgetting: how much fewer of held-out scenes' questions, which the checkpoint was trained on, are
+answered than before. One line is written for each run, and runs already in the file are not repeated, so that it can be
+interrupted; the table is printed at the end. `costs`, on an otherwise idle Linux machine, adds seconds a step and what
+training holds beside the loaded model at most: every method in a process of its own, one after the other, three times.
 """
 
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,12 +31,12 @@ from vlm_train.data import Data, read_data
 from vlm_train.evaluate import evaluate
 from vlm_train.features import encode_once
 from vlm_train.loop import train
-from vlm_train.memory import peak_memory
 from vlm_train.methods import method_of
 
-GRID = (3e-4, 1e-3, 3e-3, 1e-2)
+GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 STEPS, TUNING_ROWS, TEST_ROWS, SCENE_ROWS = 300, 1000, 2500, 1000
+COST_STEPS, COST_ROWS, ROUNDS = 40, 640, 3
 
 
 class Job:
@@ -74,9 +77,7 @@ class Job:
         vlm, collate = self.fresh()
         torch.manual_seed(seed)
         attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
-        seconds: list[float] = []
-        started = time.perf_counter()
-        train(vlm, attachment, collate, self.train, self.features, config, lambda step: seconds.append(step.seconds))
+        train(vlm, attachment, collate, self.train, self.features, config, lambda step: None)
         result = {
             "method": method,
             "learning_rate": learning_rate,
@@ -84,9 +85,6 @@ class Job:
             "final": final,
             "trainable": attachment.trainable,
             "total": attachment.total,
-            "step_seconds": statistics.median(seconds),
-            "training_seconds": time.perf_counter() - started,
-            "peak_memory_bytes": peak_memory(vlm.device),
             "file_bytes": size_on_disk(attachment),
         }
         wanted = ("test", "scenes") if final else ("tuning",)
@@ -100,17 +98,67 @@ def size_on_disk(attachment: peft_methods.Attachment) -> int:
 
 
 def best_rate(results: list[dict], method: str) -> float:
-    tuned = [result for result in results if result["method"] == method and not result["final"]]
+    tuned = [result for result in results if result.get("method") == method and not result["final"]]
     return max(tuned, key=lambda result: result["tuning"]["value"])["learning_rate"]
 
 
+def cost(method: str) -> dict:
+    """Of training by this method, in this process."""
+    config = replace(Job.config(method, GRID[0], 0), max_steps=COST_STEPS)
+    vlm, collate = Job.fresh()
+    rows = vlm_data.open("easy-vqa", split="train", seed=0).select(range(COST_ROWS))
+    features = encode_once(vlm, collate, rows, Console(quiet=True))
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before, seconds = high_water_mark(), []
+    attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
+    train(vlm, attachment, collate, rows, features, config, lambda step: seconds.append(step.seconds))
+    return {"cost": method, "step_seconds": statistics.median(seconds[5:]), "bytes": high_water_mark() - before}
+
+
+def high_water_mark() -> int:
+    """Of this process's memory since it was last reset, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def costs(file: Path) -> None:
+    for _ in range(ROUNDS):
+        for method in METHODS:
+            command = [sys.executable, __file__, "cost", method]
+            line = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+            with file.open("a") as out:
+                out.write(line + "\n")
+            print(line, flush=True)
+
+
+def of_costs(results: list[dict], method: str) -> list[str]:
+    found = [result for result in results if result.get("cost") == method]
+    if not found:
+        return ["", ""]
+    seconds, size = (statistics.median(result[key] for result in found) for key in ("step_seconds", "bytes"))
+    return [f"{1000 * seconds:.0f} ms", f"{size / 1e6:.0f} MB"]
+
+
 def table(results: list[dict], before: dict) -> None:
-    columns = ["method", "rate", "test accuracy", "range", "95 % interval", "trained", "step", "on disk", "forgetting"]
+    columns = [
+        "method",
+        "rate",
+        "accuracy",
+        "range",
+        "95 % interval",
+        "trained",
+        "forgetting",
+        "on disk",
+        "step",
+        "memory",
+    ]
     print(f"| {' | '.join(columns)} |\n| {' | '.join(['---'] * len(columns))} |")
     base = before["test"]
-    print(f"| none | | {base['value']:.3f} | | {base['interval'][0]:.3f} to {base['interval'][1]:.3f} | | | | |")
-    for method in dict.fromkeys(result["method"] for result in results if result["final"]):
-        runs = [result for result in results if result["method"] == method and result["final"]]
+    print(f"| none | | {base['value']:.3f} | | {base['interval'][0]:.3f} to {base['interval'][1]:.3f} | | | | | |")
+    for method in METHODS:
+        runs = [result for result in results if result.get("method") == method and result["final"]]
+        if not runs:
+            continue
         values = [run["test"]["value"] for run in runs]
         low = min(run["test"]["interval"][0] for run in runs)
         high = max(run["test"]["interval"][1] for run in runs)
@@ -122,18 +170,24 @@ def table(results: list[dict], before: dict) -> None:
             f"{min(values):.3f} to {max(values):.3f}",
             f"{low:.3f} to {high:.3f}",
             f"{runs[0]['trainable'] / runs[0]['total']:.2%}",
-            f"{1000 * statistics.median(run['step_seconds'] for run in runs):.0f} ms",
-            f"{runs[0]['file_bytes'] / 1e3:.0f} kB",
             f"{lost:+.3f}",
+            f"{runs[0]['file_bytes'] / 1e3:.0f} kB",
+            *of_costs(results, method),
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["cost"]:
+        print(json.dumps(cost(sys.argv[2])))
+        return
+    if sys.argv[1:2] == ["costs"]:
+        costs(Path(sys.argv[2]))
+        return
     file = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/bench_methods.jsonl")
     file.parent.mkdir(parents=True, exist_ok=True)
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(r["method"], r["learning_rate"], r["seed"], r["final"]) for r in results}
+    done = {(r["method"], r["learning_rate"], r["seed"], r["final"]) for r in results if "method" in r}
     job = Job()
 
     def once(*run) -> None:
