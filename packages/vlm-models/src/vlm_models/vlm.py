@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vlm_models.head_loss import head_loss
+from vlm_models.packing import pack
 
 Batch = Mapping[str, Any]
 IGNORE = -100  # the label of positions that are not supervised
@@ -30,6 +32,7 @@ class VLM(nn.Module, ABC):
     # Names within `model`. What runs in `encode_images` is the vision part, connectors to the language model included.
     vision_parts: ClassVar[tuple[str, ...]]
     language_parts: ClassVar[tuple[str, ...]]
+    packs: bool = True  # rows of one image behind one copy of it, where their attention takes any mask
 
     def __init__(self, model: nn.Module, processor: Any, name: str):
         super().__init__()
@@ -56,26 +59,55 @@ class VLM(nn.Module, ABC):
     def head(self) -> nn.Module:
         """hidden -> vocabulary logits."""
 
+    def _placeholders(self, batch: Batch) -> Tensor | None:
+        """Which tokens [rows, length] an image stands at; None where it does not stand among them."""
+        return None
+
+    def _beside(self, features: list[Tensor]) -> float:
+        """To how many tokens of text the work for an image amounts that is not in placeholders, in each row."""
+        return 0.0
+
+    def _positions(self, batch: Batch) -> Tensor:
+        """Position ids [..., rows, length] of the tokens."""
+        return positions(batch["attention_mask"])
+
     # ---- what all share
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss and token count of a batch; `batch["features"]` (cached) spares the image encoder."""
+        """Summed loss and token count of a batch; `batch["features"]` (cached) spares the image encoder.
+
+        Rows that show the same image are packed behind one copy of it, which changes nothing but time (`packing.py`).
+        """
         features = batch["features"] if "features" in batch else self.encode_images(batch)
-        return self.loss(self.hidden_states(features, batch), batch)
+        packing = pack(batch, self._placeholders(batch), self._beside(features)) if self.packs else None
+        if packing is None:
+            return self.loss(self.hidden_states(features, batch), batch)
+        packed = {
+            "input_ids": packing.gather(batch["input_ids"]),
+            "attention_mask": packing.mask(self.model.dtype),
+            "position_ids": packing.gather(self._positions(batch)),
+            "image_index": packing.image_index,
+        }
+        return self.loss(self.hidden_states(features, packed), batch, packing.places)
+
+    def positions_of(self, batch: Batch) -> Tensor:
+        """Position ids [..., rows, length]: the batch's own, as in packed rows, or those of its tokens."""
+        return batch["position_ids"] if "position_ids" in batch else self._positions(batch)
 
     def encode_images(self, batch: Batch) -> list[Tensor]:
         """Features [tokens, dim] of each distinct image. Without trainable vision parameters no graph is kept."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vision):
             return self._encode(batch)
 
-    def loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy in nats, summed over the supervised tokens, and their number. The head runs on these alone."""
+    def loss(self, hidden: Tensor, batch: Batch, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cross-entropy in nats, summed over the supervised tokens, and their number. The head runs on these alone.
+
+        `places` [rows, length]: where the rows' hidden states stand, if not row by row.
+        """
         labels = batch["labels"][:, 1:]  # position t predicts token t + 1
         supervised = labels != IGNORE
-        logits = self.head(hidden[:, :-1][supervised])
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        return F.cross_entropy(logits, labels[supervised], reduction="sum"), supervised.sum()
+        chosen = hidden[:, :-1][supervised] if places is None else hidden.flatten(0, 1)[places[:, :-1][supervised]]
+        return head_loss(self.head, chosen, labels[supervised]), supervised.sum()
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int = 32, num_beams: int = 1) -> list[str]:

@@ -35,8 +35,14 @@ class Blip2(VLM):
 
     def hidden_states(self, features: list[Tensor], batch: Batch) -> Tensor:
         return self.model.language_model.base_model(
-            inputs_embeds=self._embeds(features, batch), attention_mask=batch["attention_mask"], use_cache=False
+            inputs_embeds=self._embeds(features, batch),
+            attention_mask=batch["attention_mask"],
+            position_ids=self.positions_of(batch),
+            use_cache=False,
         ).last_hidden_state
+
+    def _placeholders(self, batch: Batch) -> Tensor:
+        return batch["input_ids"] == self.model.config.image_token_id
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
         # OPT checkpoints of BLIP-2 end a sentence with a line break, its tokenizer with </s>: both stop.

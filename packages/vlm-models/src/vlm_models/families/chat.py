@@ -30,18 +30,24 @@ class Chat(VLM):
         embeds = self.model.get_input_embeddings()(ids)
         images = torch.cat([features[i] for i in index.tolist()]).to(embeds.dtype)
         placeholders, _ = self.model.model.get_placeholder_mask(ids, embeds, images)
-        position_ids, _ = self.model.model.get_rope_index(
-            ids,
-            mm_token_type_ids=batch["mm_token_type_ids"],
-            image_grid_thw=batch["image_grid_thw"][index],
-            attention_mask=batch["attention_mask"],
-        )
         return self.model.model.language_model(
             inputs_embeds=embeds.masked_scatter(placeholders, images),
             attention_mask=batch["attention_mask"],
-            position_ids=position_ids,
+            position_ids=self.positions_of(batch),
             use_cache=False,
         ).last_hidden_state
+
+    def _placeholders(self, batch: Batch) -> Tensor:
+        return batch["mm_token_type_ids"] != 0
+
+    def _positions(self, batch: Batch) -> Tensor:
+        position_ids, _ = self.model.model.get_rope_index(
+            batch["input_ids"],
+            mm_token_type_ids=batch["mm_token_type_ids"],
+            image_grid_thw=batch["image_grid_thw"][batch["image_index"]],
+            attention_mask=batch["attention_mask"],
+        )
+        return position_ids
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
         index, grids = batch["image_index"], batch["image_grid_thw"]

@@ -31,10 +31,13 @@ class EncoderDecoder(VLM):
         return self.model.decoder.base_model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            position_ids=positions(batch["attention_mask"]),
+            position_ids=self.positions_of(batch),
             encoder_hidden_states=per_row(features, batch["image_index"]),
             use_cache=False,
         ).last_hidden_state
+
+    def _beside(self, features: list[Tensor]) -> float:
+        return len(features[0]) / 7  # a decoder layer has 14 d² multiplications for a token, 2 d² for one of the image
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
         images = self.model.encoder(pixel_values=batch["pixel_values"]).last_hidden_state

@@ -6,9 +6,10 @@ Wang et al. 2022, "GIT: A Generative Image-to-text Transformer for Vision and La
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_models.vlm import VLM, Batch, per_row, positions
+from vlm_models.vlm import VLM, Batch, per_row
 
 
 class Git(VLM):
@@ -28,11 +29,14 @@ class Git(VLM):
 
     def hidden_states(self, features: list[Tensor], batch: Batch) -> Tensor:
         mask = batch["attention_mask"]
-        text = self.model.git.embeddings(batch["input_ids"], position_ids=positions(mask))
+        text = self.model.git.embeddings(batch["input_ids"], position_ids=self.positions_of(batch))
         images = per_row(features, batch["image_index"]).to(text.dtype)
         hidden = torch.cat([images, text], dim=1)
         hidden = self.model.git.encoder(hidden, attention_mask=_mask(images.shape[1], mask, hidden)).last_hidden_state
         return hidden[:, images.shape[1] :]
+
+    def _beside(self, features: list[Tensor]) -> float:
+        return len(features[0])
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
         ids = self.model.generate(
@@ -47,7 +51,14 @@ class Git(VLM):
 
 
 def _mask(images: int, text_mask: Tensor, like: Tensor) -> Tensor:
-    """Additive attention mask [rows, 1, images + text, images + text]: 0 where position i may see position j."""
+    """Additive attention mask [rows, 1, images + text, images + text]: 0 where position i may see position j.
+
+    `text_mask` is 1 at real tokens [rows, text], or such a mask of the text alone [rows, 1, text, text].
+    """
+    if text_mask.ndim == 4:
+        whole = F.pad(text_mask, (images, 0, images, 0))  # all see the images
+        whole[:, :, :images, images:] = torch.finfo(like.dtype).min
+        return whole
     length = images + text_mask.shape[1]
     index = torch.arange(length, device=text_mask.device)
     causal = (index[None, :] <= index[:, None]) | (index[None, :] < images)

@@ -1,0 +1,108 @@
+"""Packed rows and the head in parts give the plain path's losses and gradients, with every method on every family."""
+
+import pytest
+import torch
+from subjects import METHODS, Subject, move
+from torch import Tensor
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+
+import peft_methods as pm
+import vlm_data
+import vlm_models
+from vlm_models.packing import pack
+
+
+def rows_of(counts: list[int]) -> list[dict]:
+    """Rows of scenes: so many of a first image, so many of a second, …"""
+    rows = vlm_data.open("scenes", split="test", seed=0).select(range(400)).to_list()
+    by_image: dict[bytes, list[dict]] = {}
+    for row in rows:
+        by_image.setdefault(row["image"]["bytes"], []).append(row)
+    groups = sorted(by_image.values(), key=len, reverse=True)
+    return [row for group, count in zip(groups, counts, strict=False) for row in group[:count]]
+
+
+class DoubleSubject(Subject):
+    """A tiny model in float64, with rows of which several show one image."""
+
+    def __init__(self, name: str, padding_side: str):
+        super().__init__(name, "float64")
+        collate = vlm_data.collator(self.vlm.processor, self.vlm.family, padding_side=padding_side)
+        self.batch = collate(rows_of([4, 3, 1]))
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Qwen2-VL's norms compute in float32 whatever the model's dtype is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+    monkeypatch.setattr(modeling_qwen2_vl.Qwen2VLRMSNorm, "forward", forward)
+
+
+def gradients(subject: Subject, attachment: pm.Attachment, packs: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    subject.vlm.packs = packs
+    loss, _ = subject.vlm(subject.batch)
+    loss.backward()
+    found = {name: parameter.grad for name, parameter in attachment.named_parameters() if parameter.grad is not None}
+    for parameter in attachment.parameters():
+        parameter.grad = None
+    return loss.detach(), found
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", vlm_models.TINY)
+def test_packed_rows_have_the_gradients_of_rows(name, method, exact):
+    subject = DoubleSubject(name, "left" if method in ("lora", "prefix") else "right")
+    attachment = pm.attach(subject.model, METHODS[method](subject))
+    torch.manual_seed(0)
+    move(attachment.parameters())
+    plain, expected = gradients(subject, attachment, packs=False)
+    calls = []
+    handle = subject.vlm.head.register_forward_pre_hook(lambda head, args: calls.append(len(args[0])))
+    loss, found = gradients(subject, attachment, packs=True)
+    handle.remove()
+    torch.testing.assert_close(loss, plain, rtol=1e-11, atol=0)
+    assert found.keys() == expected.keys() and calls == [(subject.batch["labels"][:, 1:] != -100).sum()]
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-9, atol=1e-11, msg=parameter)
+
+
+@pytest.mark.parametrize("name", vlm_models.TINY)
+def test_packing_spares_tokens_and_is_left_out_where_it_would_not(name):
+    vlm = vlm_models.load(name, device="cpu")
+    collate = vlm_data.collator(vlm.processor, vlm.family)
+
+    def packing(counts):
+        batch = collate(rows_of(counts))
+        return batch, pack(batch, vlm._placeholders(batch), vlm._beside(vlm.encode_images(batch)))
+
+    assert packing([1, 1, 1])[1] is None
+    batch, found = packing([6])
+    assert found.segments.numel() < 0.7 * batch["input_ids"].numel() or vlm.family in ("git", "encoder_decoder")
+    assert sorted(set(found.segments.flatten().tolist())) == list(range(7))
+    if vlm.family in ("blip2", "chat"):  # the others would be padded to the longest
+        assert packing([4, 1, 1, 1, 1, 1])[1] is None
+
+
+@pytest.mark.parametrize("name", vlm_models.TINY)
+def test_packed_rows_under_gradient_checkpointing_and_in_bfloat16(name, exact):
+    subject = DoubleSubject(name, "right")
+    attachment = pm.attach(subject.model, METHODS["lora"](subject))
+    move(attachment.parameters())
+    subject.vlm.train()
+    for module in subject.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    plain, expected = gradients(subject, attachment, packs=False)
+    subject.model.gradient_checkpointing_enable()
+    loss, found = gradients(subject, attachment, packs=True)
+    torch.testing.assert_close(loss, plain, rtol=1e-11, atol=0)
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-9, atol=1e-11, msg=parameter)
+    subject.model.gradient_checkpointing_disable()
+    subject.model.to(torch.bfloat16)
+    subject.batch["pixel_values"] = subject.batch["pixel_values"].bfloat16()
+    losses = [gradients(subject, attachment, packs)[0] for packs in (False, True)]
+    torch.testing.assert_close(*losses, rtol=0.05, atol=0.05)
