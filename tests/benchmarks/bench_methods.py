@@ -3,14 +3,14 @@
     uv run python tests/benchmarks/bench_methods.py [RESULTS.jsonl [METHOD ...]]
     uv run python tests/benchmarks/bench_methods.py costs RESULTS.jsonl
 
-tiny-qwen2-vl on easy-VQA. Each method trains for the same steps on the same rows, at each learning rate of the grid with
-one seed, and above the grid as long as the highest rate is the best. The rate that answers most of the held-out training
-questions is run with three seeds. Reported at that rate: exact match on test questions (mean and range over the seeds, and
-the widest bootstrap interval), parameters, size on disk, and forgetting: how much fewer of held-out scenes' questions,
-which the checkpoint was trained on, are answered than before. One line is written for each run, and runs already in the
-file are not repeated, so that it can be interrupted; the table is printed at the end. `costs`, on an otherwise idle Linux
-machine, adds seconds a step and what training holds beside the loaded model at most: every method in a process of its own,
-one after the other, three times.
+tiny-qwen2-vl on easy-VQA. Each method trains for the same steps on the same rows, at each learning rate of the grid
+with one seed, and above the grid as long as the highest rate is the best. The rate that answers most of the held-out
+training questions is run with three seeds. Reported at that rate: exact match on test questions (mean and range over
+the seeds, and the widest bootstrap interval), parameters, size on disk, and forgetting: how much fewer of held-out
+scenes' questions, which the checkpoint was trained on, are answered than before. One line is written for each run,
+and runs already in the file are not repeated, so that it can be interrupted; the table is printed at the end.
+`costs`, on an otherwise idle Linux machine, adds seconds a step and what training holds beside the loaded model at
+most: every method in a process of its own, one after the other, three times.
 """
 
 import json
