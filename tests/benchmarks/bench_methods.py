@@ -53,7 +53,7 @@ class Job:
         scenes = vlm_data.open("scenes", split="test", seed=0)
         self.scenes = scenes.filter(lambda row: row["prompt"] is not None).select(range(SCENE_ROWS))
         vlm, collate = self.fresh()
-        self.features = encode_once(vlm, collate, self.train, self.console)
+        self.features = encode_once(vlm_models.FeatureCache(vlm), collate, self.train, self.console)
         self.before = {name: self.accuracy(vlm, collate, rows) for name, rows in self.evaluated().items()}
 
     def evaluated(self):
@@ -65,7 +65,7 @@ class Job:
 
     @staticmethod
     def fresh():
-        vlm = vlm_models.load("tiny-qwen2-vl")
+        vlm = vlm_models.load("tiny-qwen2-vl").requires_grad_(False)  # features are kept where nothing upstream trains
         return vlm, vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
 
     def accuracy(self, vlm, collate, rows) -> dict:
@@ -114,7 +114,7 @@ def cost(method: str) -> dict:
     config = replace(Job.config(method, GRID[0], 0), max_steps=COST_STEPS)
     vlm, collate = Job.fresh()
     rows = vlm_data.open("easy-vqa", split="train", seed=0).select(range(COST_ROWS))
-    features = encode_once(vlm, collate, rows, Console(quiet=True))
+    features = encode_once(vlm_models.FeatureCache(vlm), collate, rows, Console(quiet=True))
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before, seconds = high_water_mark(), []
     attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
