@@ -41,6 +41,12 @@ def test_a_yaml_file_holds_the_same_names(tmp_path):
     assert config.target_list == ["q_proj", "v_proj"]
 
 
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_words_that_are_truth_values_to_yaml(word, tmp_path):
+    (tmp_path / "run.yaml").write_text(f"cache-features: {word}\n")
+    assert read_config(tmp_path / "run.yaml") == {"cache_features": word}
+
+
 def test_the_command_line_wins_over_the_file(tmp_path, monkeypatch):
     chosen = []
     monkeypatch.setattr("vlm_train.run.run", chosen.append)
@@ -97,6 +103,9 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
         ("max_rejected", -1),
         ("seed", -1),
         ("data", ""),
+        ("cache_features", "maybe"),
+        ("cache_size", 0),
+        ("cache_size", float("inf")),
     ],
 )
 def test_a_value_out_of_range_names_its_option(option, value):

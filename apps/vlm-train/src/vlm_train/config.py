@@ -1,5 +1,6 @@
 """The configuration of a run: one field for each option of the command line, with its help."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -61,6 +62,16 @@ class TrainConfig:
     device: Annotated[str, _option("auto, cpu, cuda, mps or xpu.")] = "auto"
     dtype: Annotated[str, _option("Of the frozen model: auto, float32, bfloat16, float16 or float64.")] = "auto"
     quantization: Annotated[str, _option("Of the language model's frozen weights: none, nf4 (4 bit) or int8.")] = "none"
+    cache_features: Annotated[
+        str, _option("on: keep what a frozen image encoder makes of each image on disk; or off.")
+    ] = "on"
+    cache_size: Annotated[
+        float, _option("GiB that the feature cache may take; what was not used for longest goes.")
+    ] = 10.0
+    cache_dir: Annotated[
+        str | None,
+        _option("The feature cache's folder, which runs share. (default: ~/.cache/vlm-models/features)"),
+    ] = None
     out: Annotated[str | None, _option("The run's folder. (default: runs/MODEL-METHOD-DATA)")] = None
 
     def __post_init__(self) -> None:
@@ -77,6 +88,10 @@ class TrainConfig:
         _check(0 <= self.dropout < 1, "dropout", "must be at least 0 and less than 1")
         _check(0 <= self.warmup <= 1, "warmup", "is a share of the steps, between 0 and 1")
         _check(0 < self.val_fraction < 1, "val_fraction", "must be between 0 and 1")
+        _check(self.cache_features in ("on", "off"), "cache_features", f"{self.cache_features!r} is neither on nor off")
+        _check(
+            0 < self.cache_size < math.inf, "cache_size", "is in GiB, more than 0; --cache-features off does without"
+        )
         _check(self.data.strip() != "", "data", "is empty; name a data set or a path")
 
     @property
@@ -117,9 +132,11 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _convert(file: Path, name: str, value: Any, annotated: Any) -> Any:
-    """A YAML value as the type of its field: 3e-4 is a string to YAML, and targets may be a list."""
+    """A YAML value as the type of its field: to YAML 3e-4 is a string and on is true; targets may be a list."""
     if isinstance(value, list) and name == "targets":
         value = ",".join(map(str, value))
+    if isinstance(value, bool) and name == "cache_features":
+        value = "on" if value else "off"
     kind, *rest = getattr(annotated.__origin__, "__args__", (annotated.__origin__,))
     if value is None and rest:  # T | None
         return None

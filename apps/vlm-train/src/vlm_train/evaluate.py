@@ -7,7 +7,8 @@ from rich.console import Console
 
 import vlm_eval
 from vlm_data import Collator
-from vlm_models import VLM
+from vlm_data.collators import image_identity
+from vlm_models import VLM, together
 from vlm_train.progress import track
 
 BATCH = 128  # rows
@@ -28,15 +29,18 @@ class Evaluation:
 
 def evaluate(vlm: VLM, collate: Collator, rows: Dataset, console: Console, title: str) -> Evaluation:
     """Generate greedily for every row and score. Exact match ignores case; captions are scored by BLEU too."""
-    predictions: list[str] = []
+    predictions = [""] * len(rows)
     known = {text for texts in rows["references"] for text in texts}
     longest = max(len(ids) for ids in vlm.processor.tokenizer(sorted(known), add_special_tokens=False).input_ids)
+    images = [hash(image_identity(image)) for image in rows["image"]]
+    batches = together(images, [len(prompt or "") for prompt in rows["prompt"]], BATCH)
     with track(console, title, len(rows)) as progress:
-        for start in range(0, len(rows), BATCH):
-            part = rows.select(range(start, min(start + BATCH, len(rows)))).to_list()
-            batch = vlm.to_device(collate.prompts(part))
-            predictions += vlm.generate(batch, max_new_tokens=longest + MORE_TOKENS)
-            progress.at(len(predictions))
+        for done, numbers in enumerate(batches, start=1):
+            batch = vlm.to_device(collate.prompts(rows.select(numbers).to_list()))
+            answers = vlm.generate(batch, max_new_tokens=longest + MORE_TOKENS)
+            for number, answer in zip(numbers, answers, strict=True):
+                predictions[number] = answer.text
+            progress.at(min(done * BATCH, len(rows)))
     return Evaluation(predictions, score(predictions, rows))
 
 

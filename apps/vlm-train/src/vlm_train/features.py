@@ -1,50 +1,84 @@
 """Encode each image once: with a frozen image encoder its features never change, so later steps need no pixels."""
 
-import torch
+from collections.abc import Callable, Sequence
+
 from datasets import Dataset
 from rich.console import Console
 
-from vlm_data import Collator, decode
+from vlm_data import Collator, content_key, decode
 from vlm_data.collators import ImageInputs, image_identity
-from vlm_models import VLM
+from vlm_models import Batch, FeatureCache
 from vlm_train.progress import track
 
-MAX_BYTES = 4 * 2**30  # kept in memory at most
-BATCH = 64  # images
-
-Features = dict[str | bytes, ImageInputs]
+SAMPLE = 8  # images from which the size of all is predicted
 
 
-@torch.no_grad()
-def encode_once(vlm: VLM, collate: Collator, rows: Dataset, console: Console) -> Features | None:
-    """Image inputs with `features` in place of pixels, by image identity; None if they must be computed every step.
+class Features:
+    """Image inputs with `features` in place of pixels, out of a cache that encodes what it does not have."""
 
-    They must if the image encoder is trained, or if the features would take more memory than MAX_BYTES.
+    def __init__(self, cache: FeatureCache, collate: Collator):
+        self.cache = cache
+        self.collate = collate
+        self._keys: dict[str, str] = {}  # content keys by path: a file is read for its own only once
+
+    def of(self, images: Sequence[dict]) -> list[ImageInputs]:
+        """The encoded images, in their order."""
+        return self.cache.encode(*self._asked(images))
+
+    def fill(self, images: Sequence[dict], progress: Callable[[int], object] = lambda done: None) -> int:
+        """Encode ahead what the cache does not have; returns how many images that were."""
+        return self.cache.fill(*self._asked(images), progress)
+
+    def _asked(self, images: Sequence[dict]) -> tuple[list[str], Callable[[list[int]], Batch]]:
+        """The images' keys, and how to get the pixels of some of them."""
+
+        def pixels(places: list[int]) -> Batch:
+            return self.collate.join_images(self.collate.image_inputs([decode(images[place]) for place in places]))
+
+        return [self._key(image) for image in images], pixels
+
+    def _key(self, image: dict) -> str:
+        if image["bytes"] is not None:
+            return content_key(image)
+        if image["path"] not in self._keys:
+            self._keys[image["path"]] = content_key(image)
+        return self._keys[image["path"]]
+
+
+def encode_once(
+    cache: FeatureCache, collate: Collator, rows: Dataset, console: Console, ahead: bool = True
+) -> Features | None:
+    """The features of the rows' images, computed now or (not `ahead`) when they are first needed.
+
+    None, and a line that says why, if they must be computed every step: the image encoder is trained, or they are
+    larger than the cache may become.
     """
-    if vlm.trains_vision:
-        console.print("images are encoded every step: the image encoder is trained")
+    if cache.off:
+        console.print(cache.off, highlight=False, soft_wrap=True)
         return None
-    images = {image_identity(image): image for image in rows["image"]}
-    kept: Features = {}
-    size = 0
-    names = list(images)
-    with track(console, "encoding images", len(names)) as progress:
-        for start in range(0, len(names), BATCH):
-            part = names[start : start + BATCH]
-            inputs = collate.image_inputs([decode(images[name]) for name in part])
-            encoded = vlm.encode_images(vlm.to_device(collate.join_images(inputs)))
-            for name, one, features in zip(part, inputs, encoded, strict=True):
-                others = {key: value for key, value in one.items() if key != "pixel_values"}
-                kept[name] = {**others, "features": features.cpu()}
-                size += features.numel() * features.element_size()
-            if size / len(kept) * len(names) > MAX_BYTES:
-                console.print(f"images are encoded every step: their features would take over {MAX_BYTES >> 30} GiB")
-                return None
-            progress.at(len(kept))
-    console.print(f"{len(kept):,} images encoded once, {size / 2**20:.0f} MiB")
-    return kept
+    features = Features(cache, collate)
+    images = list({image_identity(image): image for image in rows["image"]}.values())
+    sample = images[:: -(-len(images) // SAMPLE)]
+    new = features.fill(sample)
+    size = cache.predicted_bytes(features.of(sample), len(images))
+    if size > cache.max_bytes:
+        needed, allowed = size / 2**30, cache.max_bytes / 2**30
+        console.print(
+            f"images are encoded every step: their features take {needed:.3g} GiB, --cache-size allows {allowed:.3g}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return None
+    if ahead:
+        with track(console, "encoding images", len(images)) as progress:
+            new += features.fill(images, progress.at)
+        done = f"{len(images):,} images encoded once, {new:,} of them now"
+    else:
+        done = f"{len(images):,} images, each encoded when it is first shown"
+    console.print(f"{done}; {size / 2**20:,.0f} MiB in {cache.folder}", highlight=False, soft_wrap=True)
+    return features
 
 
 def prepared(features: Features | None, rows: list[dict]) -> list[ImageInputs] | None:
     """The encoded images of some rows, for the collator."""
-    return None if features is None else [features[image_identity(row["image"])] for row in rows]
+    return None if features is None else features.of([row["image"] for row in rows])

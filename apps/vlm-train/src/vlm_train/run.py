@@ -44,6 +44,7 @@ def run(config: TrainConfig) -> Path:
     data = read_data(config, console)
     vlm = _load(config)
     attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
+    cache = _cache(config, vlm)
     collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
     data = fitting(data, collate, config)
     if data.rejected:
@@ -67,7 +68,8 @@ def run(config: TrainConfig) -> Path:
     before = evaluate(vlm, collate, data.val, console, "evaluating before")
     out.append("metrics.jsonl", {"step": 0, **_values(before)})
     console.print(f"before: {_headline(before)}", highlight=False)
-    features = encode_once(vlm, collate, data.train, console)
+    ahead = steps * config.batch_size * config.accumulate >= len(data.train)  # else not every image is shown
+    features = encode_once(cache, collate, data.train, console, ahead) if cache is not None else None
     train_started = time.perf_counter()
     log: list[Step] = []
     try:
@@ -148,6 +150,12 @@ def show(config: TrainConfig) -> None:
 def _load(config: TrainConfig) -> vlm_models.VLM:
     torch.manual_seed(config.seed)
     return vlm_models.load(config.model, config.quantization, config.device, config.dtype)
+
+
+def _cache(config: TrainConfig, vlm: vlm_models.VLM) -> vlm_models.FeatureCache | None:
+    if config.cache_features == "off":
+        return None
+    return vlm_models.FeatureCache(vlm, config.cache_dir, round(config.cache_size * 2**30))
 
 
 def _predictions(data: Data, evaluation: Evaluation) -> list[dict]:
