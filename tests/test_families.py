@@ -120,8 +120,8 @@ def test_only_the_answer_and_its_end_are_supervised(vlm, collate, scene_rows):
 
 def test_a_batch_generates_what_each_row_generates_alone(vlm, collate, scene_rows):
     rows = scene_rows[:10]  # prompts of different lengths
-    together = vlm.generate(collate.prompts(rows), max_new_tokens=12)
-    alone = [vlm.generate(collate.prompts([row]), max_new_tokens=12)[0] for row in rows]
+    together = [answer.text for answer in vlm.generate(collate.prompts(rows), max_new_tokens=12)]
+    alone = [vlm.generate(collate.prompts([row]), max_new_tokens=12)[0].text for row in rows]
     assert together == alone
 
 
@@ -141,12 +141,12 @@ def test_generation_is_the_greedy_continuation(vlm, collate, scene_rows):
             break
         ids = torch.cat([ids, following], dim=1)
     expected = tokenizer.decode(ids[0, length:], skip_special_tokens=True).strip()
-    assert vlm.generate(batch, max_new_tokens=12) == [expected]
+    assert [answer.text for answer in vlm.generate(batch, max_new_tokens=12)] == [expected]
 
 
 def test_beams_find_a_text(vlm, collate, scene_rows):
-    texts = vlm.generate(collate.prompts(scene_rows[:4]), max_new_tokens=12, num_beams=3)
-    assert len(texts) == 4 and all(texts)
+    answers = vlm.generate(collate.prompts(scene_rows[:4]), max_new_tokens=12, num_beams=3)
+    assert len(answers) == 4 and all(answer.text for answer in answers)
 
 
 def test_targets_are_the_linear_layers_of_their_part(vlm):
@@ -201,7 +201,7 @@ def test_the_tiny_checkpoint_knows_its_scenes(name):
     right = {True: [], False: []}
     for start in range(0, len(rows), 200):
         part = rows[start : start + 200]
-        for row, text in zip(part, vlm.generate(collate.prompts(part), max_new_tokens=16), strict=True):
-            right[row["prompt"] is not None].append(text == row["references"][0])
+        for row, answer in zip(part, vlm.generate(collate.prompts(part), max_new_tokens=16), strict=True):
+            right[row["prompt"] is not None].append(answer.text == row["references"][0])
     assert sum(right[True]) / len(right[True]) >= 0.87
     assert sum(right[False]) / len(right[False]) >= 0.55

@@ -32,5 +32,6 @@ def test_cuda_answers_as_the_cpu_does(name, scene_rows):
     for device in ("cpu", "cuda"):
         vlm = vlm_models.load(name, device=device, dtype="float32")
         collate = vlm_data.collator(vlm.processor, vlm.family)
-        texts.append(vlm.generate(vlm.to_device(collate.prompts(scene_rows[:16])), max_new_tokens=12))
+        answers = vlm.generate(vlm.to_device(collate.prompts(scene_rows[:16])), max_new_tokens=12)
+        texts.append([answer.text for answer in answers])
     assert texts[0] == texts[1]

@@ -114,8 +114,8 @@ def accuracy(vlm: VLM, size: int) -> tuple[float, float]:
     rows = list(scenes.read("held-out", size))
     for start in range(0, len(rows), 200):
         part = rows[start : start + 200]
-        for row, text in zip(part, vlm.generate(collate.prompts(part), max_new_tokens=16), strict=True):
-            right[row["prompt"] is not None].append(text == row["references"][0])
+        for row, answer in zip(part, vlm.generate(collate.prompts(part), max_new_tokens=16), strict=True):
+            right[row["prompt"] is not None].append(answer.text == row["references"][0])
     return sum(right[True]) / len(right[True]), sum(right[False]) / len(right[False])
 
 

@@ -27,6 +27,10 @@ def infer(
     out: Annotated[
         Path | None, typer.Option(help="Write the texts to this .csv or .jsonl file. (default: print them)")
     ] = None,
+    attention: Annotated[
+        Path | None,
+        typer.Option(help="Draw where each word of a text looks in its image: a PNG for each row, in this folder."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a forward pass.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest text, in tokens.")] = 48,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams to search with; 1 is greedy.")] = 1,
@@ -34,7 +38,7 @@ def infer(
 ) -> None:
     """Caption images, or answer questions about them, with a model that vlm-train adapted."""
     try:
-        _check(run, image, images, table, image_dir, out)
+        _check(run, image, images, table, image_dir, out, attention)
     except InferError as error:
         _fail(error)
 
@@ -46,7 +50,9 @@ def infer(
     try:
         rows, rejected = read_rows(image, images, table, image_dir, question)
         vlm = load_run(run, device)
-        texts = predict(vlm, rows, batch_size, max_new_tokens, num_beams)
+        if attention is not None:
+            attention.mkdir(parents=True, exist_ok=True)
+        texts = predict(vlm, rows, batch_size, max_new_tokens, num_beams, attention)
         if out is None:
             show(rows, texts)
         else:
@@ -58,7 +64,13 @@ def infer(
 
 
 def _check(
-    run: Path, image: Path | None, images: Path | None, table: Path | None, image_dir: Path | None, out: Path | None
+    run: Path,
+    image: Path | None,
+    images: Path | None,
+    table: Path | None,
+    image_dir: Path | None,
+    out: Path | None,
+    attention: Path | None,
 ) -> None:
     if not (run / "run.json").is_file():
         raise InferError(f"--run {run} is no run: it holds no run.json; give a folder that vlm-train wrote")
@@ -68,6 +80,8 @@ def _check(
         raise InferError("--image-dir goes with --table")
     if out is not None and out.suffix not in (".csv", ".jsonl"):
         raise InferError(f"--out {out} must end in .csv or .jsonl")
+    if attention is not None and attention.exists() and not attention.is_dir():
+        raise InferError(f"--attention {attention} is a file; give a folder for the drawings")
 
 
 def _fail(error: Exception) -> None:

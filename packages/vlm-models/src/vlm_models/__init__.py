@@ -1,10 +1,29 @@
 """Vision-language models: four families of transformers behind one interface, with tiny trained checkpoints."""
 
+from vlm_models.attention_maps import attention_maps, words_of
 from vlm_models.device import DTYPES
+from vlm_models.drawing import draw_attention
 from vlm_models.errors import ModelError
+from vlm_models.features import FeatureCache
+from vlm_models.generation import Answer, together
 from vlm_models.load import load
 from vlm_models.quantize import QUANTIZATIONS
 from vlm_models.tiny import TINY, tiny_folder
 from vlm_models.vlm import VLM, Batch
 
-__all__ = ["DTYPES", "QUANTIZATIONS", "TINY", "VLM", "Batch", "ModelError", "load", "tiny_folder"]
+__all__ = [
+    "DTYPES",
+    "QUANTIZATIONS",
+    "TINY",
+    "VLM",
+    "Answer",
+    "Batch",
+    "FeatureCache",
+    "ModelError",
+    "attention_maps",
+    "draw_attention",
+    "load",
+    "tiny_folder",
+    "together",
+    "words_of",
+]

@@ -65,8 +65,8 @@ def pack(batch: Mapping[str, Any], placeholders: Tensor | None, beside: float) -
         groups.setdefault(image, []).append(row)
     packed = []  # of each image: (row, column, segment) of its tokens
     for rows in groups.values():
-        shared = _shared([[ids[row][column] for column in columns[row]] for row in rows])
-        if columns[rows[0]][shared - 1] + 1 < image_ends[rows[0]]:
+        shared = shared_length([[ids[row][column] for column in columns[row]] for row in rows])
+        if (columns[rows[0]][shared - 1] + 1 if shared else 0) < image_ends[rows[0]]:
             return None
         tokens = [(rows[0], column, 0) for column in columns[rows[0]][:shared]]
         for segment, row in enumerate(rows, start=1):
@@ -89,7 +89,7 @@ def pack(batch: Mapping[str, Any], placeholders: Tensor | None, beside: float) -
     return Packing(*(part.to(device) for part in parts))
 
 
-def _shared(rows: list[list[int]]) -> int:
+def shared_length(rows: list[list[int]]) -> int:
     """With how many equal tokens all rows begin."""
     first, *others = rows
     length = min(map(len, rows))

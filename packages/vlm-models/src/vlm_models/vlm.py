@@ -9,12 +9,14 @@ all micro-batches of a step gives exactly the gradient of the whole batch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache, DynamicCache
 
+from vlm_models.generation import Answer, generate
 from vlm_models.head_loss import head_loss
 from vlm_models.packing import pack
 
@@ -48,16 +50,30 @@ class VLM(nn.Module, ABC):
 
     @abstractmethod
     def hidden_states(self, features: list[Tensor], batch: Batch) -> Tensor:
-        """Last hidden states [rows, length, hidden], one for each position of `input_ids`."""
+        """Last hidden states [rows, length, hidden], one for each position of `input_ids`.
+
+        `batch["cache"]`, if there, is a cache that these tokens are put into; images stand before the first of them.
+        """
 
     @abstractmethod
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
-        """Generated token ids [rows, new tokens], without the prompt."""
+        """Token ids [rows, new tokens] that transformers generates, without the prompt: what beams are searched by."""
 
     @property
     @abstractmethod
     def head(self) -> nn.Module:
         """hidden -> vocabulary logits."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the tokenizer's own and those that the checkpoint names."""
+        named = self.model.generation_config.eos_token_id
+        named = named if isinstance(named, list) else [named]
+        return frozenset({self.processor.tokenizer.eos_token_id, *named} - {None})
+
+    def _cache(self) -> Cache:
+        """An empty cache of keys and values."""
+        return DynamicCache()
 
     def _placeholders(self, batch: Batch) -> Tensor | None:
         """Which tokens [rows, length] an image stands at; None where it does not stand among them."""
@@ -110,15 +126,36 @@ class VLM(nn.Module, ABC):
         return head_loss(self.head, chosen, labels[supervised]), supervised.sum()
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int = 32, num_beams: int = 1) -> list[str]:
-        """The answers to a batch of prompts (`collator.prompts`), decoded greedily or with beams."""
+    def generate(
+        self,
+        batch: Batch,
+        max_new_tokens: int = 32,
+        num_beams: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[Answer]:
+        """The answers to a batch of prompts (`collator.prompts`), greedy by default.
+
+        What the rows of an image begin with is computed once for them all (`decoding.py`), except with beams, which
+        transformers searches. Of a checkpoint's generation_config the end tokens are used and nothing else.
+
+        Args:
+            max_new_tokens: the longest answer, its end token included.
+            num_beams: beams to search with.
+            temperature: 0 takes the likeliest word; above, words are drawn from softmax(logits / temperature) ...
+            top_p: ... among the likeliest that have this probability together.
+            seed: of the draws. With one for each row a row's answer is the same in any batch.
+
+        Raises:
+            ModelError: options that do not go together, or a prompt that leaves no room for an answer.
+        """
         was_training = self.training
         self.eval()
         try:
-            ids = self._generate(batch, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False)
+            return generate(self, batch, max_new_tokens, num_beams, temperature, top_p, seed)
         finally:
             self.train(was_training)
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def targets(self, part: str = "language") -> list[str]:
         """Names, within `vlm.model`, of the linear layers of a part: "language", "vision" or "all".
@@ -170,6 +207,11 @@ def per_row(tensors: Any, image_index: Tensor) -> Tensor:
     """Tensors of distinct images (stacked, or a list of equal shapes), repeated for the rows that show them."""
     stacked = tensors if isinstance(tensors, Tensor) else torch.stack(list(tensors))
     return stacked[image_index]
+
+
+def begins(batch: Batch) -> bool:
+    """Whether the batch is the beginning of its rows: behind what is in a cache, images are not put again."""
+    return "cache" not in batch or batch["cache"].get_seq_length() == 0
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_models.errors import ModelError
-from vlm_models.vlm import VLM, Batch, per_row
+from vlm_models.vlm import VLM, Batch, begins, per_row
 
 
 class Blip2(VLM):
@@ -38,27 +38,32 @@ class Blip2(VLM):
             inputs_embeds=self._embeds(features, batch),
             attention_mask=batch["attention_mask"],
             position_ids=self.positions_of(batch),
-            use_cache=False,
+            past_key_values=batch.get("cache"),
+            use_cache="cache" in batch,
         ).last_hidden_state
 
     def _placeholders(self, batch: Batch) -> Tensor:
         return batch["input_ids"] == self.model.config.image_token_id
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
-        # OPT checkpoints of BLIP-2 end a sentence with a line break, its tokenizer with </s>: both stop.
-        ends = {self.processor.tokenizer.eos_token_id, self.model.config.text_config.eos_token_id} - {None}
         return self.model.language_model.generate(
-            inputs_embeds=self._embeds(self.encode_images(batch), batch),
+            inputs_embeds=self._embeds(batch["features"], batch),
             attention_mask=batch["attention_mask"],
-            eos_token_id=list(ends),
             pad_token_id=self.processor.tokenizer.pad_token_id,
             **options,
         )
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        # OPT checkpoints of BLIP-2 end a sentence with a line break, its tokenizer with </s>: both stop.
+        return super().end_ids | {self.model.config.text_config.eos_token_id} - {None}
 
     def _embeds(self, features: list[Tensor], batch: Batch) -> Tensor:
         """Token embeddings with the image's features in place of its placeholders."""
         ids = batch["input_ids"]
         embeds = self.model.get_input_embeddings()(ids)
+        if not begins(batch):
+            return embeds
         images = per_row(features, batch["image_index"]).to(embeds.dtype)
         placeholders = ids == self.model.config.image_token_id
         if int(placeholders.sum()) != images.shape[0] * images.shape[1]:

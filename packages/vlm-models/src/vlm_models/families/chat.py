@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_models.vlm import VLM, Batch
+from vlm_models.vlm import VLM, Batch, begins
 
 
 class Chat(VLM):
@@ -28,13 +28,16 @@ class Chat(VLM):
     def hidden_states(self, features: list[Tensor], batch: Batch) -> Tensor:
         ids, index = batch["input_ids"], batch["image_index"]
         embeds = self.model.get_input_embeddings()(ids)
-        images = torch.cat([features[i] for i in index.tolist()]).to(embeds.dtype)
-        placeholders, _ = self.model.model.get_placeholder_mask(ids, embeds, images)
+        if begins(batch):
+            images = torch.cat([features[i] for i in index.tolist()]).to(embeds.dtype)
+            placeholders, _ = self.model.model.get_placeholder_mask(ids, embeds, images)
+            embeds = embeds.masked_scatter(placeholders, images)
         return self.model.model.language_model(
-            inputs_embeds=embeds.masked_scatter(placeholders, images),
+            inputs_embeds=embeds,
             attention_mask=batch["attention_mask"],
             position_ids=self.positions_of(batch),
-            use_cache=False,
+            past_key_values=batch.get("cache"),
+            use_cache="cache" in batch,
         ).last_hidden_state
 
     def _placeholders(self, batch: Batch) -> Tensor:

@@ -6,6 +6,7 @@ Li et al. 2021, "TrOCR", and Rothe et al. 2020, "Leveraging Pre-trained Checkpoi
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from vlm_models.vlm import VLM, Batch, per_row, positions
@@ -33,11 +34,15 @@ class EncoderDecoder(VLM):
             attention_mask=batch["attention_mask"],
             position_ids=self.positions_of(batch),
             encoder_hidden_states=per_row(features, batch["image_index"]),
-            use_cache=False,
+            past_key_values=batch.get("cache"),
+            use_cache="cache" in batch,
         ).last_hidden_state
 
     def _beside(self, features: list[Tensor]) -> float:
         return len(features[0]) / 7  # a decoder layer has 14 d² multiplications for a token, 2 d² for one of the image
+
+    def _cache(self) -> Cache:
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
         images = self.model.encoder(pixel_values=batch["pixel_values"]).last_hidden_state
@@ -46,7 +51,6 @@ class EncoderDecoder(VLM):
             decoder_input_ids=batch["input_ids"],
             decoder_attention_mask=batch["attention_mask"],
             decoder_position_ids=positions(batch["attention_mask"]),
-            eos_token_id=self.processor.tokenizer.eos_token_id,
             pad_token_id=self.processor.tokenizer.eos_token_id,
             **options,
         )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_models.vlm import VLM, Batch, per_row
+from vlm_models.vlm import VLM, Batch, begins, per_row
 
 
 class Git(VLM):
@@ -30,20 +30,27 @@ class Git(VLM):
     def hidden_states(self, features: list[Tensor], batch: Batch) -> Tensor:
         mask = batch["attention_mask"]
         text = self.model.git.embeddings(batch["input_ids"], position_ids=self.positions_of(batch))
+        cache = {"past_key_values": batch.get("cache")}
+        if not begins(batch):
+            return self.model.git.encoder(text, attention_mask=mask, **cache).last_hidden_state
         images = per_row(features, batch["image_index"]).to(text.dtype)
         hidden = torch.cat([images, text], dim=1)
-        hidden = self.model.git.encoder(hidden, attention_mask=_mask(images.shape[1], mask, hidden)).last_hidden_state
+        mask = _mask(images.shape[1], mask, hidden)
+        hidden = self.model.git.encoder(hidden, attention_mask=mask, **cache).last_hidden_state
         return hidden[:, images.shape[1] :]
 
     def _beside(self, features: list[Tensor]) -> float:
         return len(features[0])
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        return super().end_ids | {self.processor.tokenizer.sep_token_id} - {None}
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
         ids = self.model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             pixel_values=per_row(batch["pixel_values"], batch["image_index"]),
-            eos_token_id=self.processor.tokenizer.sep_token_id,
             pad_token_id=self.processor.tokenizer.pad_token_id,
             **options,
         )
