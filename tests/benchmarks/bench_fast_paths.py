@@ -9,7 +9,6 @@ otherwise idle machine.
 """
 
 import copy
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 
+import high_water
 import peft
 import torch
 import transformers
@@ -192,13 +192,13 @@ def vision() -> None:
 
 
 def memory() -> None:
-    """Peak memory of a step over that of the loaded model, each in a process of its own."""
+    """Peak memory of a step beside that of the loaded model, each in a process of its own, on Linux."""
     found = {}
     for who in ("peft", "ours"):
         output = subprocess.run([sys.executable, __file__, f"memory-{who}"], capture_output=True, text=True, check=True)
         found[who] = int(output.stdout.split()[-1])
     sizes = ", ".join(f"{who} {size / 2**20:.0f} MiB" for who, size in found.items())
-    print(f"{'memory, 151,936 words':28}{found['ours'] / found['peft']:6.2f} x   {sizes}")
+    print(f"{'memory, 151,936 words':28}{found['peft'] / found['ours']:6.2f} x   {sizes}")
 
 
 def memory_of(who: str) -> None:
@@ -211,9 +211,9 @@ def memory_of(who: str) -> None:
         start = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=RANK, target_modules=language))
         step = ours(Chat(model, None, "memory").train(), language, batch, start)
         del start
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water.reset()
     step()
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    print(high_water.mark() - before)
 
 
 def load() -> None:

@@ -21,6 +21,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import high_water
 import torch
 from rich.console import Console
 
@@ -115,17 +116,10 @@ def cost(method: str) -> dict:
     vlm, collate = Job.fresh()
     rows = vlm_data.open("easy-vqa", split="train", seed=0).select(range(COST_ROWS))
     features = encode_once(vlm_models.FeatureCache(vlm), collate, rows, Console(quiet=True))
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before, seconds = high_water_mark(), []
+    before, seconds = high_water.reset(), []
     attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
     train(vlm, attachment, collate, rows, features, config, lambda step: seconds.append(step.seconds))
-    return {"cost": method, "step_seconds": statistics.median(seconds[5:]), "bytes": high_water_mark() - before}
-
-
-def high_water_mark() -> int:
-    """Of this process's memory since it was last reset, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return {"cost": method, "step_seconds": statistics.median(seconds[5:]), "bytes": high_water.mark() - before}
 
 
 def costs(file: Path) -> None:
