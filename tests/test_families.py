@@ -28,7 +28,7 @@ def test_loss_is_that_of_transformers(vlm, collate, scene_rows):
             **common,
             pixel_values=torch.cat([patches[i] for i in index]),
             image_grid_thw=grids[index],
-            mm_token_type_ids=batch["mm_token_type_ids"],
+            mm_token_type_ids=(batch["input_ids"] == vlm.model.config.image_token_id).long(),
             labels=labels,
         ).loss
     else:  # its own loss shifts labels to make the decoder's input, which would lose the question
@@ -134,8 +134,6 @@ def test_generation_is_the_greedy_continuation(vlm, collate, scene_rows):
     tokenizer = vlm.processor.tokenizer
     for _ in range(12):
         grown = {**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if vlm.family == "chat":
-            grown["mm_token_type_ids"] = F.pad(batch["mm_token_type_ids"], (0, ids.shape[1] - length))
         following = vlm.head(vlm.hidden_states(features, grown)[:, -1]).argmax(-1, keepdim=True)
         if following.item() in (tokenizer.eos_token_id, tokenizer.sep_token_id):
             break

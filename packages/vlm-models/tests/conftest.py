@@ -36,7 +36,5 @@ def _prompts(vlm: VLM, images: list[int], texts: list[list[int]], sizes: list[tu
     width = max(map(len, rows))
     batch["input_ids"] = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     batch["attention_mask"] = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    if vlm.family == "chat":
-        batch["mm_token_type_ids"] = (batch["input_ids"] == config.image_token_id).long()
     batch["pixel_values"] = batch["pixel_values"].to(vlm.model.dtype)
     return batch

@@ -100,10 +100,7 @@ def test_a_training_step_with_cached_features_has_the_loss_of_the_plain_path(vlm
     if vlm.family in ("blip2", "chat"):
         tokens = torch.cat([torch.full((1, len(read["features"])), vlm.model.config.image_token_id), tokens], 1)
     if vlm.family == "chat":
-        extra = {
-            "mm_token_type_ids": (tokens == vlm.model.config.image_token_id).long(),
-            "image_grid_thw": read["image_grid_thw"][None],
-        }
+        extra = {"image_grid_thw": read["image_grid_thw"][None]}
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens, **extra}
     batch["image_index"] = torch.tensor([0])
     plain = vlm({**batch, **images.batch([4])})

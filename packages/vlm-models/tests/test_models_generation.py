@@ -25,8 +25,6 @@ def grown(vlm: vlm_models.VLM, batch: dict, row: int, length: int) -> tuple[list
     features, logprobs, tokens = vlm.encode_images(batch), [], []
     while len(tokens) < length and not set(tokens) & vlm.end_ids:
         whole = {**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids), "image_index": image}
-        if vlm.family == "chat":
-            whole["mm_token_type_ids"] = (ids == vlm.model.config.image_token_id).long()
         logprob, token = vlm.head(vlm.hidden_states(features, whole)[0, -1]).log_softmax(-1).max(-1)
         tokens.append(token.item())
         logprobs.append(logprob.item())
@@ -63,7 +61,7 @@ def test_text_before_the_image_that_differs_is_not_shared(prompts):
     ids = torch.cat([torch.tensor([[40], [41], [42]]), batch["input_ids"]], dim=1)
     ahead = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert batch["attention_mask"].all() and width == 8
-    check(vlm, {**batch, **ahead, "mm_token_type_ids": (ids == vlm.model.config.image_token_id).long()})
+    check(vlm, {**batch, **ahead})
 
 
 def test_features_may_come_instead_of_pixels_and_end_tokens_are_end_tokens(vlm, prompts):

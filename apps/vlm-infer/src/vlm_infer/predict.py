@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from PIL import Image
 from rich.console import Console
@@ -40,7 +41,11 @@ def predict(
     for numbers in track(batches, "generating", console=console, transient=True, disable=len(batches) < 2):
         part = rows.select(numbers).to_list()
         batch = vlm.to_device(collate.prompts(part))
-        answers = vlm.generate(batch, max_new_tokens, num_beams)
+        try:
+            answers = vlm.generate(batch, max_new_tokens, num_beams)
+        except torch.OutOfMemoryError as error:
+            fewer = f"use --batch-size {len(part) // 2}" if len(part) > 1 else "use --device cpu"
+            raise vlm_models.ModelError(f"out of memory on {vlm.device} with {len(part)} rows; {fewer}") from error
         for number, answer in zip(numbers, answers, strict=True):
             texts[number] = answer.text
         if attention is not None:

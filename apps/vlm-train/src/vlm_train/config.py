@@ -61,7 +61,14 @@ class TrainConfig:
     seed: Annotated[int, _option("Of the split, the order of rows, the initial weights and dropout.")] = 0
     device: Annotated[str, _option("auto, cpu, cuda, mps or xpu.")] = "auto"
     dtype: Annotated[str, _option("Of the frozen model: auto, float32, bfloat16, float16 or float64.")] = "auto"
-    quantization: Annotated[str, _option("Of the language model's frozen weights: none, nf4 (4 bit) or int8.")] = "none"
+    revision: Annotated[str | None, _option("Branch, tag or commit of a hub id. (default: its main branch)")] = None
+    quantization: Annotated[
+        str,
+        _option(
+            "Of the language model's frozen weights: none, nf4 (4 bit), int8, or auto: nf4 on a GPU whose free memory "
+            "does not suffice."
+        ),
+    ] = "none"
     cache_features: Annotated[
         str, _option("on: keep what a frozen image encoder makes of each image on disk; or off.")
     ] = "on"

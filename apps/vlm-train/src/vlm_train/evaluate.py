@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
 from datasets import Dataset
 from rich.console import Console
 
 import vlm_eval
 from vlm_data import Collator
 from vlm_data.collators import image_identity
-from vlm_models import VLM, together
+from vlm_models import VLM, ModelError, together
 from vlm_train.progress import track
 
 BATCH = 128  # rows
@@ -36,12 +37,24 @@ def evaluate(vlm: VLM, collate: Collator, rows: Dataset, console: Console, title
     batches = together(images, [len(prompt or "") for prompt in rows["prompt"]], BATCH)
     with track(console, title, len(rows)) as progress:
         for done, numbers in enumerate(batches, start=1):
-            batch = vlm.to_device(collate.prompts(rows.select(numbers).to_list()))
-            answers = vlm.generate(batch, max_new_tokens=longest + MORE_TOKENS)
+            answers = _answers(vlm, collate, rows.select(numbers).to_list(), longest + MORE_TOKENS)
             for number, answer in zip(numbers, answers, strict=True):
-                predictions[number] = answer.text
+                predictions[number] = answer
             progress.at(min(done * BATCH, len(rows)))
     return Evaluation(predictions, score(predictions, rows))
+
+
+def _answers(vlm: VLM, collate: Collator, rows: list[dict], longest: int) -> list[str]:
+    """The answers to some rows; where memory does not suffice for all at once, to one half after the other."""
+    try:
+        return [answer.text for answer in vlm.generate(vlm.to_device(collate.prompts(rows)), longest)]
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise ModelError(
+                f"out of memory on {vlm.device} at one row alone; use --quantization nf4, or a smaller model"
+            ) from None
+    half = len(rows) // 2
+    return _answers(vlm, collate, rows[:half], longest) + _answers(vlm, collate, rows[half:], longest)
 
 
 def score(predictions: list[str], rows: Dataset) -> dict[str, vlm_eval.Score]:

@@ -10,9 +10,10 @@ from datasets import Dataset
 
 from peft_methods import Attachment
 from vlm_data import Collator
-from vlm_models import VLM
+from vlm_models import VLM, Batch
 from vlm_train.config import TrainConfig
 from vlm_train.features import Features, prepared
+from vlm_train.memory import too_large
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -47,6 +48,10 @@ def train(
     attachment.bind(optimizer)
     peaks = [group["lr"] for group in optimizer.param_groups]
     micro_batches = _micro_batches(rows, config)
+
+    def ready(some: list[dict]) -> Batch:
+        return vlm.to_device(collate(some, prepared(features, some)))
+
     vlm.train()
     for step in range(steps):
         started = time.perf_counter()
@@ -55,14 +60,21 @@ def train(
             group["lr"] = share * peak
 
         parts = [next(micro_batches) for _ in range(config.accumulate)]
-        batches = [vlm.to_device(collate(part, prepared(features, part))) for part in parts]
+        batches = [ready(part) for part in parts]
         tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
         attachment.loss_terms(tokens)
-        total = 0.0
-        for batch in batches:
-            loss, _ = vlm(batch)
-            (loss / tokens).backward()
-            total += loss.item()
+        total, exhausted = 0.0, False
+        try:
+            for batch in batches:
+                loss, _ = vlm(batch)
+                (loss / tokens).backward()
+                total += loss.item()
+        except torch.OutOfMemoryError:
+            exhausted = True  # told below, where the exception no longer holds on to the step's tensors
+        if exhausted:
+            optimizer.zero_grad()
+            del batches
+            raise too_large(vlm, ready, parts[0], config.accumulate, step + 1)
         torch.nn.utils.clip_grad_norm_(attachment.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,9 +1,12 @@
-"""Peak memory of this process."""
+"""Memory: the peak of this process, and what to do when it does not suffice."""
 
 import sys
+from collections.abc import Callable, Sequence
 
 import psutil
 import torch
+
+from vlm_models import VLM, Batch, ModelError
 
 
 def peak_memory(device: torch.device) -> int:
@@ -16,3 +19,27 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def too_large(
+    vlm: VLM, collate: Callable[[Sequence[dict]], Batch], rows: Sequence[dict], accumulate: int, step: int
+) -> ModelError:
+    """The error for a batch that did not fit; how many of its rows do is found by trying."""
+    size = len(rows)
+    message = f"out of memory on {vlm.device} in step {step} with {size} rows in a forward pass; "
+    while size > 1:
+        size //= 2
+        if _fits(vlm, collate(rows[:size])):
+            passes = -(-len(rows) * accumulate // size)
+            return ModelError(f"{message}{size} fit: use --batch-size {size} --accumulate {passes}")
+    return ModelError(f"{message}one alone does not fit: use --quantization nf4, or a smaller model")
+
+
+def _fits(vlm: VLM, batch: Batch) -> bool:
+    try:
+        vlm(batch)[0].backward()
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        vlm.zero_grad()

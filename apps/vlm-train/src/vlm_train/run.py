@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def run(config: TrainConfig) -> Path:
     _quiet()
     folder = choose_folder(config)
     data = read_data(config, console)
-    vlm = _load(config)
+    config, vlm = _load(config, console)
     attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
     cache = _cache(config, vlm)
     collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
@@ -75,11 +76,13 @@ def run(config: TrainConfig) -> Path:
     try:
         with track(console, "training", steps) as progress:
             train(vlm, attachment, collate, data.train, features, config, _keep(log, steps, out, progress))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, vlm_models.ModelError) as stop:
         attachment.save(out.adapter, base_model=config.model)
         out.write_json("run.json", {**record, "status": f"interrupted after step {len(log)} of {steps}"})
         console.print(f"interrupted after step {len(log)} of {steps}; the adapter so far is in {out.adapter}")
-        raise SystemExit(130) from None
+        if isinstance(stop, KeyboardInterrupt):
+            raise SystemExit(130) from None
+        raise
     train_seconds = time.perf_counter() - train_started
     attachment.save(out.adapter, base_model=config.model)
     after = evaluate(vlm, collate, data.val, console, "evaluating after")
@@ -128,7 +131,7 @@ def show(config: TrainConfig) -> None:
     console = Console()
     _quiet()
     data = read_data(config, console)
-    vlm = _load(config)
+    config, vlm = _load(config, console)
     collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
     row = data.train[0]
     batch = collate([row])
@@ -147,9 +150,16 @@ def show(config: TrainConfig) -> None:
     )
 
 
-def _load(config: TrainConfig) -> vlm_models.VLM:
+def _load(config: TrainConfig, console: Console) -> tuple[TrainConfig, vlm_models.VLM]:
+    """The model, and the configuration with the quantization that was chosen."""
     torch.manual_seed(config.seed)
-    return vlm_models.load(config.model, config.quantization, config.device, config.dtype)
+    options = config.model, config.quantization, config.device, config.dtype, config.revision
+    plan = vlm_models.plan(*options)
+    console.print(str(plan), highlight=False, soft_wrap=True, markup=False)
+    vlm = vlm_models.load(*options)
+    for note in vlm.notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    return replace(config, quantization=plan.quantization), vlm
 
 
 def _cache(config: TrainConfig, vlm: vlm_models.VLM) -> vlm_models.FeatureCache | None:

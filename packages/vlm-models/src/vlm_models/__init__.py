@@ -6,7 +6,9 @@ from vlm_models.drawing import draw_attention
 from vlm_models.errors import ModelError
 from vlm_models.features import FeatureCache
 from vlm_models.generation import Answer, together
-from vlm_models.load import load
+from vlm_models.load import Plan, load, plan, skeleton
+from vlm_models.memory import Memory, predict_memory
+from vlm_models.parts import from_parts
 from vlm_models.quantize import QUANTIZATIONS
 from vlm_models.tiny import TINY, tiny_folder
 from vlm_models.vlm import VLM, Batch
@@ -19,10 +21,16 @@ __all__ = [
     "Answer",
     "Batch",
     "FeatureCache",
+    "Memory",
     "ModelError",
+    "Plan",
     "attention_maps",
     "draw_attention",
+    "from_parts",
     "load",
+    "plan",
+    "predict_memory",
+    "skeleton",
     "tiny_folder",
     "together",
     "words_of",

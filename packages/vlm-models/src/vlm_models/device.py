@@ -32,3 +32,10 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a CUDA or XPU device; None where that is not told."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    return getattr(torch, device.type).mem_get_info(device)[0]

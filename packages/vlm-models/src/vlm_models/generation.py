@@ -1,6 +1,6 @@
 """Answers to prompts: greedy, sampled or found by beams."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_models.decoding import decode
 from vlm_models.errors import ModelError
-from vlm_models.sampling import greedy, sampler
+from vlm_models.sampling import Choose, greedy, sampler
 
 if TYPE_CHECKING:
     from vlm_models.vlm import VLM, Batch
@@ -45,12 +45,10 @@ def generate(
         raise ModelError("generate takes max_new_tokens >= 1, num_beams >= 1, temperature >= 0 and 0 < top_p <= 1")
     if num_beams > 1 and temperature > 0:
         raise ModelError("beams are searched without sampling; give num_beams > 1 or temperature > 0, not both")
-    if temperature > 0 and not vlm.packs:
-        raise ModelError(f"{vlm.name}: answers of this model cannot be sampled; leave temperature at 0")
     limits = _limits(vlm, batch, max_new_tokens)
-    if num_beams > 1 or not vlm.packs:
-        return _by_transformers(vlm, batch, min(limits), num_beams)
     choose = sampler(len(limits), temperature, top_p, seed) if temperature > 0 else greedy
+    if num_beams > 1 or not vlm.packs:
+        return _by_transformers(vlm, batch, min(limits), num_beams, choose)
     return _answers(vlm, *decode(vlm, batch, limits, choose))
 
 
@@ -64,8 +62,7 @@ def answered(batch: "Batch", token_ids: Sequence[Sequence[int]]) -> tuple[dict[s
     more = torch.tensor([[*answer, *[0] * (width - len(answer))] for answer in token_ids], device=ids.device)
     real = torch.tensor([[1] * len(answer) + [0] * (width - len(answer)) for answer in token_ids], device=ids.device)
     whole = {**batch, "input_ids": torch.cat([ids, more], 1), "attention_mask": torch.cat([mask, real.to(mask)], 1)}
-    if "mm_token_type_ids" in batch:
-        whole["mm_token_type_ids"] = F.pad(batch["mm_token_type_ids"], (0, width))
+    whole["labels"] = F.pad(more.masked_fill(real == 0, -100), (ids.shape[1], 0), value=-100)
     last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1, keepdim=True)
     behind = torch.arange(ids.shape[1], ids.shape[1] + width - 1, device=ids.device).expand(len(ids), -1)
     return whole, torch.cat([last, behind], dim=1)
@@ -103,8 +100,8 @@ def _answers(vlm: "VLM", token_ids: list[list[int]], logprobs: list[list[float]]
     ]
 
 
-def _by_transformers(vlm: "VLM", batch: "Batch", max_new_tokens: int, num_beams: int) -> list[Answer]:
-    """Beams, and greedy answers of models that do not pack, by transformers.
+def _by_transformers(vlm: "VLM", batch: "Batch", max_new_tokens: int, num_beams: int, choose: Choose) -> list[Answer]:
+    """Beams, and answers of models that do not pack, by transformers.
 
     Log-probabilities are computed by one more pass over prompts and answers.
     """
@@ -116,6 +113,7 @@ def _by_transformers(vlm: "VLM", batch: "Batch", max_new_tokens: int, num_beams:
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         do_sample=False,
+        logits_processor=[] if choose is greedy else [_chosen_alone(choose)],
         repetition_penalty=1.0,  # whatever the checkpoint's generation_config says: as greedy answers are
         eos_token_id=sorted(vlm.end_ids),
     ).tolist()
@@ -127,6 +125,16 @@ def _by_transformers(vlm: "VLM", batch: "Batch", max_new_tokens: int, num_beams:
     words = whole["input_ids"][:, batch["input_ids"].shape[1] :, None]
     theirs = logprobs.gather(-1, words)[..., 0].tolist()
     return _answers(vlm, token_ids, [row[: len(ids)] for row, ids in zip(theirs, token_ids, strict=True)])
+
+
+def _chosen_alone(choose: Choose) -> Callable[[Tensor, Tensor], Tensor]:
+    """A step of transformers' generation that leaves of all words [rows, words] the chosen ones."""
+
+    def leave(input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = choose(scores, range(len(scores)))[:, None]
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+    return leave
 
 
 def _until_end(ids: list[int], ends: frozenset[int]) -> list[int]:

@@ -1,71 +1,151 @@
 """Load a model of any family by hub id, folder or tiny name."""
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoProcessor,
-    Blip2ForConditionalGeneration,
-    GitForCausalLM,
-    Qwen2VLForConditionalGeneration,
-    VisionEncoderDecoderModel,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
-from vlm_models.device import choose_device, choose_dtype
+from vlm_models.device import choose_device, choose_dtype, free_memory
 from vlm_models.errors import ModelError
-from vlm_models.families import Blip2, Chat, EncoderDecoder, Git
+from vlm_models.families import Blip2, Blip2Seq2Seq, Chat, EncoderDecoder, Git
+from vlm_models.hub import reading
+from vlm_models.memory import Memory, predict_memory
 from vlm_models.pair import ImageTextPair
-from vlm_models.quantize import keep_differentiable, quantization_config
+from vlm_models.quantize import check_quantization, keep_differentiable, quantization_config, quantization_of
 from vlm_models.tiny import TINY, tiny_folder
 from vlm_models.vlm import VLM
 
-# transformers' model type: the class that loads it, the family that runs it
-FAMILIES = {
-    "git": (GitForCausalLM, Git),
-    "blip-2": (Blip2ForConditionalGeneration, Blip2),
-    "qwen2_vl": (Qwen2VLForConditionalGeneration, Chat),
-    "vision-encoder-decoder": (VisionEncoderDecoderModel, EncoderDecoder),
-}
-UNREACHABLE = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError)
+CHAT = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava_onevision", "gemma3", "internvl")
+# transformers' model type: the family that runs it
+FAMILIES = {"git": Git, "blip-2": Blip2, **dict.fromkeys(CHAT, Chat), "vision-encoder-decoder": EncoderDecoder}
 
 
-def load(name: str, quantization: str = "none", device: str = "auto", dtype: str = "auto") -> VLM:
+@dataclass(frozen=True)
+class Plan:
+    """How a model is going to be loaded, and what memory training it will take. `str` says so in one line."""
+
+    name: str
+    config: PreTrainedConfig
+    family: type[VLM]
+    device: torch.device
+    dtype: torch.dtype
+    quantization: str
+    reason: str
+    memory: Memory
+    whole_parts: tuple[str, ...]  # names of the modules that stay as they are when the rest is quantized
+
+    def __str__(self) -> str:
+        number_format = str(self.dtype).removeprefix("torch.")
+        how = number_format if self.quantization == "none" else f"{self.quantization} beside {number_format}"
+        return f"{self.name} on {self.device.type} in {how}{self.reason}; predicted memory: {self.memory}"
+
+
+def plan(
+    name: str,
+    quantization: str = "none",
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """What `load` will do with these options. Of the model only its configuration is read.
+
+    Raises:
+        ModelError: the model is unknown, unreachable or of another family, or an option is.
+    """
+    check_quantization(quantization)
+    place = _find(name)
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    with reading(name):
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+    outline = skeleton(config, name)
+    saved, reason = quantization_of(config), ""
+    if saved != "none":
+        if quantization not in ("none", "auto", saved):
+            raise ModelError(f"{name} was saved in {saved}; it cannot be loaded in {quantization}, choose {saved}")
+        quantization, reason = saved, " (as it was saved)"
+    elif quantization == "auto":
+        free = free_memory(chosen_device)
+        needed = predict_memory(outline, dtype=chosen_dtype).total
+        quantization = "none" if free is None or needed <= free else "nf4"
+        if free is None:
+            reason = " (not quantized: 4 bits would be slow there)"
+        else:
+            reason = f" ({needed / 2**30:.1f} GiB needed unquantized, {free / 2**30:.1f} free)"
+    parts = [part for part, module in outline.model.named_modules() if part in outline.vision_parts]
+    parts += [part for part, module in outline.model.named_modules() if module is outline.head]
+    memory = predict_memory(outline, quantization, chosen_dtype)
+    return Plan(name, config, type(outline), chosen_device, chosen_dtype, quantization, reason, memory, tuple(parts))
+
+
+def load(
+    name: str,
+    quantization: str = "none",
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> VLM:
     """Load a vision-language model and its processor, in evaluation mode.
 
     Args:
         name: a hub id ("microsoft/git-base"), a folder written by `save_pretrained`, or a tiny name ("tiny-git").
-        quantization: "none", "nf4" (4 bit, double quantization) or "int8", by bitsandbytes, of the language part.
+        quantization: "none", "nf4" (4 bit, double quantization) or "int8", by bitsandbytes, of the language part;
+            "auto" is "nf4" on a GPU whose free memory does not suffice for training with LoRA, else "none". A folder
+            that was saved quantized is loaded as it was saved. `plan` tells what "auto" will be.
         device: "auto" (CUDA, MPS, XPU, else CPU) or a torch device.
         dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32", "bfloat16", "float16" or "float64".
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: whether code that comes with the model may run.
+
+    `notes` of the model say what was completed in it.
 
     Raises:
-        ModelError: the model is unknown, unreachable or of another family; the message says what can be loaded.
+        ModelError: the model is unknown, unreachable, incomplete or of another family; the message says what to do.
     """
-    place = _find(name)
-    chosen_device = choose_device(device)
-    chosen_dtype = choose_dtype(dtype, chosen_device)
-    config = _read(lambda: AutoConfig.from_pretrained(place), name)
-    if config.model_type not in FAMILIES:
-        raise ModelError(f"{name} is a {config.model_type!r} model; supported: {', '.join(FAMILIES)}")
-    model_class, family = FAMILIES[config.model_type]
-    options: dict[str, Any] = {"dtype": chosen_dtype}
-    if quantization != "none":
-        skip = [part for part in family.vision_parts if part != "query_tokens"] + ["lm_head", "output"]
-        options["quantization_config"] = quantization_config(quantization, chosen_dtype, skip)
-        options["device_map"] = {"": chosen_device}
-    model = _read(lambda: model_class.from_pretrained(place, **options), name)
-    if quantization == "none":
-        model = model.to(chosen_device)
+    chosen = plan(name, quantization, device, dtype, revision, trust_remote_code)
+    place, hub = _find(name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"config": chosen.config, "dtype": chosen.dtype, **hub}
+    if chosen.quantization != "none":
+        options["device_map"] = {"": chosen.device}
+        if quantization_of(chosen.config) == "none":
+            config = quantization_config(chosen.quantization, chosen.dtype, list(chosen.whole_parts))
+            options["quantization_config"] = config
+    with reading(name):
+        model, found = AutoModelForImageTextToText.from_pretrained(place, output_loading_info=True, **options)
+    # A ViT's pooler is not used here, and not in every checkpoint.
+    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ModelError(f"cannot load {name!r}: {len(missing)} weights are not in it, {missing[0]} among them")
+    if chosen.quantization == "none":
+        model = model.to(chosen.device)
     else:
         keep_differentiable(model)
-    processor_class = ImageTextPair if family is EncoderDecoder else AutoProcessor
-    processor = _read(lambda: processor_class.from_pretrained(place), name)
-    return family(model, processor, name).eval()
+    with reading(name):
+        reader = ImageTextPair if chosen.family is EncoderDecoder else AutoProcessor
+        processor = reader.from_pretrained(place, **hub)
+    return chosen.family(model, processor, name).eval()
+
+
+def skeleton(config: PreTrainedConfig, name: str = "") -> VLM:
+    """A model without weights (on the meta device) and without processor: its parts, sizes and targets.
+
+    Raises ModelError: no family of this package runs models of this configuration.
+    """
+    family = _family(config, name or config.model_type)
+    with reading(name), torch.device("meta"):
+        return family(AutoModelForImageTextToText.from_config(config), None, name)
+
+
+def _family(config: PreTrainedConfig, name: str) -> type[VLM]:
+    if config.model_type not in FAMILIES:
+        raise ModelError(f"{name} is a {config.model_type!r} model; supported: {', '.join(FAMILIES)}")
+    family = FAMILIES[config.model_type]
+    return Blip2Seq2Seq if family is Blip2 and not config.use_decoder_only_language_model else family
 
 
 def _find(name: str) -> str:
@@ -82,15 +162,3 @@ def _find(name: str) -> str:
         hint = f"did you mean {near[0]}?" if near else f"tiny models: {', '.join(TINY)}"
         raise ModelError(f"no model {name!r}: neither a folder, a hub id (owner/name) nor a tiny model; {hint}")
     return name
-
-
-def _read(read: Any, name: str) -> Any:
-    """Run a `from_pretrained`; what can go wrong in it becomes one line."""
-    try:
-        return read()
-    except UNREACHABLE as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"cannot load {name!r}: {reason} Models that need no download: {', '.join(TINY)}") from error
-    except (ValueError, KeyError, SafetensorError, torch.OutOfMemoryError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load {name!r}: {reason}") from error

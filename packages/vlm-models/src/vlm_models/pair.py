@@ -14,8 +14,9 @@ class ImageTextPair:
     tokenizer: Any
 
     @classmethod
-    def from_pretrained(cls, folder: str) -> "ImageTextPair":
-        return cls(AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    def from_pretrained(cls, place: str, **hub: Any) -> "ImageTextPair":
+        """From a folder or hub id; `hub` are options such as `revision`."""
+        return cls(AutoImageProcessor.from_pretrained(place, **hub), AutoTokenizer.from_pretrained(place, **hub))
 
     def save_pretrained(self, folder: str) -> None:
         self.image_processor.save_pretrained(folder)

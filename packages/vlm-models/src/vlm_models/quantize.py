@@ -1,16 +1,21 @@
 """Quantization by bitsandbytes: QLoRA's 4-bit NormalFloat (Dettmers et al. 2023) and LLM.int8() (2022)."""
 
+import importlib.util
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
 from vlm_models.errors import ModelError
 
-QUANTIZATIONS = ("none", "nf4", "int8")
+QUANTIZATIONS = ("none", "nf4", "int8", "auto")
 
 
 def quantization_config(quantization: str, compute: torch.dtype, skip: list[str]) -> BitsAndBytesConfig:
     """The configuration for "nf4" or "int8"; modules named in `skip` keep their 16 or 32 bits."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"quantization {quantization!r} needs bitsandbytes; install it or use quantization='none'")
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -19,9 +24,23 @@ def quantization_config(quantization: str, compute: torch.dtype, skip: list[str]
             bnb_4bit_compute_dtype=compute,
             llm_int8_skip_modules=skip,
         )
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-    raise ModelError(f"unknown quantization {quantization!r}; known: {', '.join(QUANTIZATIONS)}")
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+
+
+def check_quantization(quantization: str) -> None:
+    if quantization not in QUANTIZATIONS:
+        raise ModelError(f"unknown quantization {quantization!r}; known: {', '.join(QUANTIZATIONS)}")
+
+
+def quantization_of(config: Any) -> str:
+    """How the checkpoint of this configuration was saved: "none", "nf4", "int8" or the name of another method."""
+    saved = getattr(config, "quantization_config", None)
+    if saved is None:
+        return "none"
+    saved = saved if isinstance(saved, dict) else saved.to_dict()
+    if saved.get("load_in_4bit"):
+        return saved.get("bnb_4bit_quant_type", "fp4")
+    return "int8" if saved.get("load_in_8bit") else str(saved.get("quant_method"))
 
 
 def keep_differentiable(model: nn.Module) -> None:

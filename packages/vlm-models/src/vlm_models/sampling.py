@@ -7,10 +7,11 @@ from torch import Tensor
 
 from vlm_models.errors import ModelError
 
-Choose = Callable[[Tensor, list[int]], Tensor]  # logits [rows, words], numbers of the rows in the batch -> ids [rows]
+# Logits [rows, words] and which rows of the batch these are -> a word's id for each [rows].
+Choose = Callable[[Tensor, Sequence[int]], Tensor]
 
 
-def greedy(logits: Tensor, rows: list[int]) -> Tensor:
+def greedy(logits: Tensor, rows: Sequence[int]) -> Tensor:
     """The likeliest."""
     return logits.argmax(-1)
 
@@ -25,7 +26,7 @@ def sampler(count: int, temperature: float, top_p: float, seed: int | Sequence[i
         raise ModelError(f"{len(seeds)} seeds for {count} rows; give one seed, or one for each row")
     generators = [torch.Generator().manual_seed(one) for one in seeds]
 
-    def choose(logits: Tensor, rows: list[int]) -> Tensor:
+    def choose(logits: Tensor, rows: Sequence[int]) -> Tensor:
         draws = torch.stack([torch.rand((), generator=generators[row], dtype=torch.float64) for row in rows])
         likeliest, words = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
         likeliest = likeliest.cpu().double()  # in float32 the sum of 152 thousand words is off by more than some have

@@ -27,7 +27,8 @@ IGNORE = -100  # the label of positions that are not supervised
 class VLM(nn.Module, ABC):
     """A transformers model and its processor behind the interface that all four families share.
 
-    Attributes: `model` and `processor` (transformers objects), `family`, `name` (as it was asked for).
+    Attributes: `model` and `processor` (transformers objects), `family`, `name` (as it was asked for), `notes` (lines
+    on what loading chose or completed, for the user to read).
     """
 
     family: ClassVar[str]
@@ -41,6 +42,7 @@ class VLM(nn.Module, ABC):
         self.model = model
         self.processor = processor
         self.name = name
+        self.notes: list[str] = []
 
     # ---- what a family decides
 
@@ -173,7 +175,7 @@ class VLM(nn.Module, ABC):
         return [
             name
             for name, module in self.model.named_modules()
-            if f"{name}.".startswith(inside) and module is not self.head and "pooler" not in name and _is_linear(module)
+            if f"{name}.".startswith(inside) and module is not self.head and "pooler" not in name and is_linear(module)
         ]
 
     @property
@@ -219,6 +221,6 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
     """nn.Linear (bitsandbytes' are subclasses) or transformers' Conv1D, GPT-2's linear layer."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

@@ -7,6 +7,7 @@ from vlm_data.collators.blip2 import Blip2Collator
 from vlm_data.collators.chat import ChatCollator
 from vlm_data.collators.encoder_decoder import EncoderDecoderCollator
 from vlm_data.collators.git import GitCollator
+from vlm_data.collators.qwen import QwenCollator
 from vlm_data.schema import DataError
 
 COLLATORS = {
@@ -24,4 +25,7 @@ def collator(processor: Any, family: str, max_length: int | None = None, padding
     """
     if family not in COLLATORS:
         raise DataError(f"unknown model family {family!r}; known: {', '.join(COLLATORS)}")
-    return COLLATORS[family](processor, max_length, padding_side)
+    kind = COLLATORS[family]
+    if kind is ChatCollator and hasattr(processor.image_processor, "merge_size"):
+        kind = QwenCollator
+    return kind(processor, max_length, padding_side)

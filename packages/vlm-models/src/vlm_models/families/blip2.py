@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_models.errors import ModelError
-from vlm_models.vlm import VLM, Batch, begins, per_row
+from vlm_models.vlm import IGNORE, VLM, Batch, begins, per_row
 
 
 class Blip2(VLM):
@@ -22,9 +22,8 @@ class Blip2(VLM):
 
     def __init__(self, model: nn.Module, processor: Any, name: str):
         super().__init__(model, processor, name)
-        if not model.config.use_decoder_only_language_model:
-            kind = model.config.text_config.model_type
-            raise ModelError(f"{name}: BLIP-2 with a {kind} language model is not supported; use one with OPT")
+        if processor is not None:
+            self.notes += _complete(model, processor)
 
     @property
     def head(self) -> nn.Module:
@@ -71,3 +70,54 @@ class Blip2(VLM):
                 f"{int(placeholders.sum())} image placeholders for {images.shape[0]} images of {images.shape[1]} tokens"
             )
         return torch.masked_scatter(embeds, placeholders[..., None], images)
+
+
+class Blip2Seq2Seq(Blip2):
+    """`Blip2ForConditionalGeneration` with an encoder-decoder language model (T5).
+
+    The encoder reads image and prompt, the decoder writes the answer: the tokens that are supervised. So there is a
+    hidden state before each of these and nowhere else, and batches need `labels`.
+    """
+
+    packs = False  # rows of one image have prompts of their own, and these are what is read along with it
+
+    def hidden_states(self, features: list[Tensor], batch: Batch) -> Tensor:
+        t5 = self.model.language_model
+        labels = batch["labels"]
+        answered = labels != IGNORE
+        prompt = batch["attention_mask"] * ~answered
+        seen = t5.encoder(inputs_embeds=self._embeds(features, batch), attention_mask=prompt).last_hidden_state
+        rows, columns = answered.nonzero(as_tuple=True)
+        places = answered.cumsum(1)[rows, columns]  # in the decoder, which begins with a token of its own
+        decoded = labels.new_full((len(labels), int(places.max()) + 1), t5.config.pad_token_id)
+        decoded[:, 0] = t5.config.decoder_start_token_id
+        decoded[rows, places] = labels[rows, columns]
+        states = t5.decoder(
+            input_ids=decoded[:, :-1], encoder_hidden_states=seen, encoder_attention_mask=prompt
+        ).last_hidden_state
+        if t5.config.scale_decoder_outputs:  # with tied embeddings
+            states = states * t5.model_dim**-0.5
+        hidden = states.new_zeros(*labels.shape, states.shape[-1])
+        hidden[rows, columns - 1] = states[rows, places - 1]
+        return hidden
+
+    def _generate(self, batch: Batch, **options: Any) -> Tensor:
+        ids = super()._generate(batch, **options)
+        return ids[:, 1:]  # without the decoder's first token
+
+
+def _complete(model: nn.Module, processor: Any) -> list[str]:
+    """Give model and processor the same placeholder and the same number of them; what was missing, in lines.
+
+    Checkpoints from before transformers wrote placeholders lack them, and the image would be ignored without a word.
+    """
+    config, notes = model.config, []
+    if not processor.num_query_tokens:
+        processor.num_query_tokens = config.num_query_tokens
+        notes.append(f"the processor lacks num_query_tokens; set to the model's {config.num_query_tokens}")
+    if config.image_token_id is None:  # the processor has added the token to its tokenizer
+        config.image_token_id = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+        if config.image_token_id >= model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(processor.tokenizer))
+        notes.append(f"the configuration lacks image_token_index; set to {config.image_token_id}")
+    return notes

@@ -1,0 +1,59 @@
+"""Memory that does not suffice: training says what would fit and keeps what it has, evaluation takes fewer rows."""
+
+import json
+
+import pytest
+import torch
+
+import vlm_models
+from vlm_train.config import TrainConfig
+from vlm_train.run import run
+
+OPTIONS = {"model": "tiny-git", "data": "scenes", "max_steps": 3, "val_rows": 8, "device": "cpu"}
+
+
+@pytest.fixture
+def fitting(monkeypatch):
+    """Let a number of rows fit from a step on, in training and generating."""
+
+    def limit(rows: int, from_call: int = 0) -> None:
+        calls = []
+
+        def refusing(plain):
+            def checked(vlm, batch, *args, **options):
+                calls.append(len(batch["input_ids"]))
+                if len(calls) > from_call and calls[-1] > rows:
+                    raise torch.OutOfMemoryError("tried to allocate")
+                return plain(vlm, batch, *args, **options)
+
+            return checked
+
+        monkeypatch.setattr(vlm_models.VLM, "forward", refusing(vlm_models.VLM.forward))
+        monkeypatch.setattr(vlm_models.VLM, "generate", refusing(vlm_models.VLM.generate))
+
+    return limit
+
+
+def test_training_says_which_batch_fits_and_keeps_its_adapter(fitting, tmp_path):
+    fitting(5, from_call=3)  # the evaluation before, and two steps, pass
+    options = {**OPTIONS, "batch_size": 24, "accumulate": 1, "out": str(tmp_path / "run")}
+    with pytest.raises(vlm_models.ModelError) as told:
+        run(TrainConfig(**options))
+    assert str(told.value) == (
+        "out of memory on cpu in step 3 with 24 rows in a forward pass; 3 fit: use --batch-size 3 --accumulate 8"
+    )
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted after step 2 of 3"
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_where_not_one_row_fits_it_says_so(fitting, tmp_path):
+    fitting(0, from_call=1)
+    with pytest.raises(vlm_models.ModelError, match="one alone does not fit: use --quantization nf4"):
+        run(TrainConfig(**OPTIONS, batch_size=4, out=str(tmp_path / "run")))
+
+
+def test_evaluation_takes_fewer_rows_at_a_time(fitting, tmp_path):
+    plain = run(TrainConfig(**OPTIONS, batch_size=3, out=str(tmp_path / "plain")))
+    fitting(3)
+    halved = run(TrainConfig(**OPTIONS, batch_size=3, out=str(tmp_path / "halved")))
+    assert (plain / "predictions.jsonl").read_text() == (halved / "predictions.jsonl").read_text()
