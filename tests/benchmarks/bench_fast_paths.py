@@ -1,10 +1,10 @@
 """The figures of vlm-models' README: a training step beside Hugging Face PEFT with transformers' loss, interleaved.
 
-    uv run python tests/benchmarks/bench_fast_paths.py [blip2 qwen2-vl vision memory load]
+    uv run python tests/benchmarks/bench_fast_paths.py [blip2 qwen2-vl vision generation memory load]
 
 Models have the shapes of BLIP-2 (about 100 M parameters) and Qwen2-VL with random weights; LoRA of rank 16 is on all
 linear layers of the language part, batches and seeds are the same. What is printed is the median over the rounds of
-(time of PEFT's step / time of ours in the same round), and how far losses are apart after some steps. Run it on an
+(time of PEFT's steps / time of ours in the same round), and how far losses are apart after some steps. Run it on an
 otherwise idle machine.
 """
 
@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import high_water
 import peft
@@ -26,7 +27,7 @@ import peft_methods as pm
 import vlm_models
 from vlm_models.families import Blip2, Chat
 
-RANK, QUESTIONS, ROUNDS, LOSSES = 16, 8, 7, 50
+RANK, QUESTIONS, ROUNDS, STEPS, LOSSES = 16, 8, 5, 2, 50
 OPT_LINEAR = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 QWEN_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Batch = dict[str, torch.Tensor]
@@ -51,14 +52,14 @@ def blip2_model() -> nn.Module:
     return transformers.Blip2ForConditionalGeneration(config).train()
 
 
-def blip2_batch(rows: int = 8, caption: int = 12) -> Batch:
-    """An image and its caption in each row."""
+def blip2_batch(rows: int = 8, caption: int = 12, supervised: int = 12) -> Batch:
+    """An image and its caption in each row, of which the last tokens are supervised."""
     torch.manual_seed(1)
     ids = torch.cat(
         [torch.full((rows, 32), 50303), torch.full((rows, 1), 2), torch.randint(5, 50000, (rows, caption))], 1
     )
     labels = ids.clone()
-    labels[:, :33] = -100
+    labels[:, :-supervised] = -100
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -93,7 +94,7 @@ def qwen_batch(images: int, questions: int, answer: int = 2, words: int = 31000)
     before = torch.tensor([5, 6, 7, 31991] + [31990] * 64 + [31992]).expand(rows, -1)
     ids = torch.cat([before, torch.randint(10, words, (rows, 14 + answer))], 1)
     labels = ids.clone()
-    labels[:, :-answer] = -100
+    labels[:, : labels.shape[1] - answer] = -100
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -168,9 +169,11 @@ def compare(title: str, model: nn.Module, family: type, batch: Batch, targets: s
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(ROUNDS):
         for name, step in contestants.items():
+            step()  # after the other's: memory and caches as they are within a run
             started = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - started)
+            for _ in range(STEPS):
+                step()
+            times[name].append((time.perf_counter() - started) / STEPS)
     ratio = statistics.median(a / b for a, b in zip(times["peft"], times["ours"], strict=True))
     seconds = ", ".join(f"{name} {statistics.median(its):.3f} s" for name, its in times.items())
     print(f"{title:28}{ratio:6.2f} x   {seconds}; losses of {losses} steps apart at most {apart:.1e}", flush=True)
@@ -179,6 +182,7 @@ def compare(title: str, model: nn.Module, family: type, batch: Batch, targets: s
 def blip2() -> None:
     language = rf"language_model.*\.({'|'.join(OPT_LINEAR)})"
     compare("BLIP-2, captions", blip2_model(), Blip2, blip2_batch(), language)
+    compare("BLIP-2, answers of 3 tokens", blip2_model(), Blip2, blip2_batch(supervised=3), language)
 
 
 def qwen2_vl() -> None:
@@ -189,6 +193,33 @@ def qwen2_vl() -> None:
 def vision() -> None:
     both = rf"(language_model.*\.({'|'.join(OPT_LINEAR)})|vision_model.*\.(qkv|projection|fc1|fc2))"
     compare("BLIP-2, vision trained too", blip2_model(), Blip2, blip2_batch(), both, losses=5)
+    both = rf"(model\.language_model.*\.({'|'.join(QWEN_LINEAR)})|model\.visual.*\.(qkv|proj|fc1|fc2))"
+    compare("Qwen2-VL, vision trained too", qwen_model(), Chat, qwen_batch(2, QUESTIONS), both, losses=5)
+
+
+def generation() -> None:
+    """A batch of 4 images with 8 questions each, left-padded prompts of 79 tokens, 8 new tokens a row, greedy."""
+    model, batch = qwen_model().eval(), qwen_batch(4, QUESTIONS, answer=0)
+    tokenizer = SimpleNamespace(eos_token_id=31999, pad_token_id=0, batch_decode=lambda ids, **_: [""] * len(ids))
+    vlm = Chat(model, SimpleNamespace(tokenizer=tokenizer), "generation").eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    plain = {name: value for name, value in by_rows(batch).items() if name != "labels"}
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    runs = {
+        "transformers": lambda: model.generate(**plain, **options)[:, plain["input_ids"].shape[1] :].tolist(),
+        "ours": lambda: [answer.token_ids for answer in vlm.generate(batch, 8)],
+    }
+    texts = {name: run() for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - started)
+    ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
+    seconds = ", ".join(f"{name} {statistics.median(its):.3f} s" for name, its in times.items())
+    same = "same" if texts["ours"] == texts["transformers"] else "OTHER"
+    print(f"{'answers to 8 questions':28}{ratio:6.2f} x   {seconds}; {same} tokens", flush=True)
 
 
 def memory() -> None:
@@ -226,7 +257,14 @@ def load() -> None:
         print(f"load {name:23}{statistics.median(seconds):6.2f} s")
 
 
-SECTIONS = {"blip2": blip2, "qwen2-vl": qwen2_vl, "vision": vision, "memory": memory, "load": load}
+SECTIONS = {
+    "blip2": blip2,
+    "qwen2-vl": qwen2_vl,
+    "vision": vision,
+    "generation": generation,
+    "memory": memory,
+    "load": load,
+}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

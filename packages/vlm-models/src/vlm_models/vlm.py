@@ -10,6 +10,7 @@ all micro-batches of a step gives exactly the gradient of the whole batch.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from transformers import Cache, DynamicCache
 
 from vlm_models.generation import Answer, generate
 from vlm_models.head_loss import head_loss
+from vlm_models.last_layer import only_at
 from vlm_models.packing import pack
 
 Batch = Mapping[str, Any]
@@ -85,6 +87,10 @@ class VLM(nn.Module, ABC):
         """To how many tokens of text the work for an image amounts that is not in placeholders, in each row."""
         return 0.0
 
+    def _last_mlp(self) -> tuple[nn.Module, nn.Module] | None:
+        """First and last module of the last layer's MLP, if hidden states are its positions."""
+        return None
+
     def _positions(self, batch: Batch) -> Tensor:
         """Position ids [..., rows, length] of the tokens."""
         return positions(batch["attention_mask"])
@@ -98,15 +104,18 @@ class VLM(nn.Module, ABC):
         """
         features = batch["features"] if "features" in batch else self.encode_images(batch)
         packing = pack(batch, self._placeholders(batch), self._beside(features)) if self.packs else None
-        if packing is None:
-            return self.loss(self.hidden_states(features, batch), batch)
-        packed = {
-            "input_ids": packing.gather(batch["input_ids"]),
-            "attention_mask": packing.mask(self.model.dtype),
-            "position_ids": packing.gather(self._positions(batch)),
-            "image_index": packing.image_index,
-        }
-        return self.loss(self.hidden_states(features, packed), batch, packing.places)
+        ids, places, given = batch["input_ids"], None, batch
+        if packing is not None:
+            places = packing.places
+            given = {
+                "input_ids": packing.gather(ids),
+                "attention_mask": packing.mask(self.model.dtype),
+                "position_ids": packing.gather(self._positions(batch)),
+                "image_index": packing.image_index,
+            }
+        with self._last_layer_at(self._predicting(batch, places)[0]):
+            hidden = self.hidden_states(features, given)
+        return self.loss(hidden, batch, places)
 
     def positions_of(self, batch: Batch) -> Tensor:
         """Position ids [..., rows, length]: the batch's own, as in packed rows, or those of its tokens."""
@@ -122,10 +131,23 @@ class VLM(nn.Module, ABC):
 
         `places` [rows, length]: where the rows' hidden states stand, if not row by row.
         """
+        chosen, labels = self._predicting(batch, places)
+        hidden = hidden.flatten(0, 1).index_select(0, chosen)
+        return head_loss(self.head, hidden, labels), torch.tensor(len(labels), device=labels.device)
+
+    def _predicting(self, batch: Batch, places: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Where, in flattened hidden states, the supervised tokens are predicted, and these tokens; both [tokens]."""
         labels = batch["labels"][:, 1:]  # position t predicts token t + 1
         supervised = labels != IGNORE
-        chosen = hidden[:, :-1][supervised] if places is None else hidden.flatten(0, 1)[places[:, :-1][supervised]]
-        return head_loss(self.head, chosen, labels[supervised]), supervised.sum()
+        if places is None:
+            places = torch.arange(batch["labels"].numel(), device=labels.device).view_as(batch["labels"])
+        return places[:, :-1][supervised], labels[supervised]
+
+    def _last_layer_at(self, places: Tensor) -> AbstractContextManager[None]:
+        """Leaves out of the last layer what no supervised token needs; not under checkpointing, which runs it again."""
+        parts = self._last_mlp()
+        again = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        return nullcontext() if parts is None or again else only_at(places, *parts)
 
     @torch.no_grad()
     def generate(

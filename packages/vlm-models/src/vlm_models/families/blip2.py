@@ -41,6 +41,10 @@ class Blip2(VLM):
             use_cache="cache" in batch,
         ).last_hidden_state
 
+    def _last_mlp(self) -> tuple[nn.Module, nn.Module] | None:
+        layer = self.model.language_model.base_model.decoder.layers[-1]
+        return layer.fc1, layer.fc2
+
     def _placeholders(self, batch: Batch) -> Tensor:
         return batch["input_ids"] == self.model.config.image_token_id
 
@@ -100,6 +104,9 @@ class Blip2Seq2Seq(Blip2):
         hidden = states.new_zeros(*labels.shape, states.shape[-1])
         hidden[rows, columns - 1] = states[rows, places - 1]
         return hidden
+
+    def _last_mlp(self) -> None:
+        return None  # hidden states are those of the prompt and the answer, the decoder's of the answer alone
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
         ids = super()._generate(batch, **options)

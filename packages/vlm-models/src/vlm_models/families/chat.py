@@ -92,6 +92,10 @@ class Chat(VLM):
     def _placeholders(self, batch: Batch) -> Tensor:
         return batch["input_ids"] == self.model.config.image_token_id
 
+    def _last_mlp(self) -> tuple[nn.Module, nn.Module]:
+        mlp = self.model.model.get_decoder().layers[-1].mlp
+        return mlp, mlp
+
     def _positions(self, batch: Batch) -> Tensor:
         if not hasattr(self.model.model, "get_rope_index"):
             return super()._positions(batch)

@@ -38,6 +38,10 @@ class EncoderDecoder(VLM):
             use_cache="cache" in batch,
         ).last_hidden_state
 
+    def _last_mlp(self) -> tuple[nn.Module, nn.Module] | None:
+        layers = getattr(self.model.decoder.base_model, "h", None)  # GPT-2's
+        return None if layers is None else (layers[-1].mlp, layers[-1].mlp)
+
     def _beside(self, features: list[Tensor]) -> float:
         return len(features[0]) / 7  # a decoder layer has 14 d² multiplications for a token, 2 d² for one of the image
 
