@@ -16,7 +16,7 @@ def test_every_field_is_an_option_with_help():
     command = typer.main.get_command(cli.app)
     options = {parameter.name: parameter for parameter in command.params}
     names = {field.name for field in fields(TrainConfig)}
-    assert options.keys() - {"config", "show_example", "help"} == names
+    assert options.keys() - {"config", "show_example", "describe", "help"} == names
     assert all(options[name].help for name in options)
     assert all(options[field.name].default == field.default for field in fields(TrainConfig))
 

@@ -1,11 +1,13 @@
 """Caption and question tables in every form they are met in."""
 
 import csv
+import tracemalloc
 
 import pytest
 
 import vlm_data
 from vlm_data import DataError, Rejected
+from vlm_data.text_files import TextFile
 
 
 @pytest.fixture
@@ -167,8 +169,11 @@ def test_an_open_quote_is_reported_where_it_opens(folder):
         ("image;text\na.png;x\n", "columns found: image, text; needed"),
         ("caption,question\nx,y\n", "columns found: caption, question; needed"),
         ("image,caption,caption\na.png,x,y\n", "the column 'caption' is there twice"),
-        (b"image,caption\na.png,caf\xe9\n", r":2: not UTF-8 \(byte 0xe9 at offset 23\)"),
-        ("image,caption\n".encode("utf-16"), r":1: not UTF-8 \(byte 0xff at offset 0\)"),
+        ("image,caption\n".encode("utf-16"), "there are no rows in it"),
+        ("image,caption\na.png,x\n".encode("utf-16") + b"\0", "broken utf-16"),
+        ("image,caption\na.png,x\n".encode("utf-16") + b"\0\xd8", "broken utf-16"),
+        (b"\xef\xbb\xbfimage,caption\na.png,caf\xe9\n", r"not UTF-8, though .* \(byte 0xe9 on line 2\)"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", r"not a text file \(byte 0x89 on line 1\)"),
     ],
 )
 def test_tables_that_cannot_be_read(folder, text, message):
@@ -182,3 +187,65 @@ def test_questions_need_their_header_and_column(folder):
         read(folder, "a.png,what?,1\n", format="questions-csv")
     with pytest.raises(DataError, match="columns found: image, caption; needed: question and one of"):
         read(folder, "image,caption\na.png,x\n", format="questions-csv")
+
+
+UMLAUTS = 'image,caption\na.png,"Füße, ’quoted’\nEuro €"\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_encodings_of_unicode(folder, encoding, line_end, caplog):
+    rows = read(folder, UMLAUTS.replace("\n", line_end).encode(encoding))
+    assert rows["references"][:] == [[f"Füße, ’quoted’{line_end}Euro €"]]
+    assert caplog.messages == []
+
+
+def test_latin_1_is_read_with_one_warning(folder, caplog):
+    rows = read(folder, UMLAUTS.encode("cp1252"))
+    assert rows["references"][:] == [["Füße, ’quoted’\nEuro €"]]
+    (message,) = caplog.messages
+    assert "table.csv: not UTF-8 (byte 0xfc on line 2); read as Latin-1" in message
+
+
+def test_a_stray_byte_is_found_past_the_first_megabyte(folder, caplog):
+    """The check reads in chunks; the letter is cut in two by the border between the first and the second."""
+    head = "image,caption\na.png,"
+    text = head + "x" * (2**20 - len(head) - 1) + "ü\n"
+    path = folder / "long.txt"
+    path.write_bytes(text.encode())
+    assert TextFile(path).encoding == "utf-8-sig"
+    path.write_bytes(text.encode() + b"\n\xff")
+    assert TextFile(path).encoding == "cp1252"
+    TextFile(path).warn()
+    assert "byte 0xff on line 4" in caplog.text
+
+
+def test_columns_by_name(folder):
+    text = "photo,image,frage,caption,antwort\na.png,nothing.png,what?,unread,yes\n"
+    given = {"image": "photo", "prompt": "Frage", "references": "antwort"}
+    assert texts(read(folder, text, columns=given)) == [("a.png", "what?", ["yes"])]
+    assert texts(read(folder, text, columns="image=photo,prompt=frage,references=antwort")) == [
+        ("a.png", "what?", ["yes"])
+    ]
+    assert texts(read(folder, text, columns="image=photo,references=antwort")) == [("a.png", None, ["yes"])]
+    assert texts(read(folder, "id,caption\n7,x\n", columns="image=id")) == [("7.jpg", None, ["x"])]
+    with pytest.raises(DataError, match=r"no column 'foto' \(nearest: photo\); columns found: photo, image"):
+        read(folder, text, columns="image=foto")
+    for wrong in ("photo", "images=photo", "image=photo,image=image"):
+        with pytest.raises(DataError, match="expected image=…,prompt=…,references=…"):
+            read(folder, text, columns=wrong)
+
+
+def test_the_memory_for_reading_does_not_grow_with_the_table(folder):
+    """Python's own peak is that of a batch; the rows are in Arrow's memory, at some 100 bytes each."""
+    path, peaks = folder / "table.csv", []
+    for count in (20_000, 80_000):
+        line = "image,question,answer\n" + "".join(f"a.png,what is number {n}?,red\n" for n in range(count))
+        path.write_text(line)
+        del line
+        tracemalloc.start()
+        rows = vlm_data.open(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(rows) == count and rows.data.nbytes < 300 * count
+    assert peaks[1] < 1.3 * peaks[0]

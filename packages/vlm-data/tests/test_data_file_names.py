@@ -49,6 +49,9 @@ def test_folders_that_cannot_be_meant(tmp_path):
     with pytest.raises(DataError, match="leave image_dir out"):
         vlm_data.open(tmp_path, image_dir=tmp_path)
     put(tmp_path, "captions.csv")
-    with pytest.raises(DataError, match="holds captions.csv: give that file's path, or format='file-names'"):
+    with pytest.raises(DataError, match="captions.csv: columns found: not opened here"):
+        vlm_data.open(tmp_path)
+    put(tmp_path, "more.tsv")
+    with pytest.raises(DataError, match="holds captions.csv and more.tsv: give one file's path, or format='file-n"):
         vlm_data.open(tmp_path)
     assert vlm_data.open(tmp_path, format="file-names")["references"][:] == [["a"]]

@@ -35,7 +35,7 @@ def test_relative_paths_survive_a_change_of_folder(tmp_path, monkeypatch):
         ("folder/tabel.csv", {}, r"tabel.csv: no such file or folder \(nearest: table.csv\)"),
         ("no/where.csv", {}, "no/where.csv: no such file or folder; named sources"),
         ("folder/table.csv", {"format": "caption-csv"}, r"unknown format 'caption-csv' \(nearest: captions-csv"),
-        ("folder/table.csv", {"split": "train"}, "has no split 'train'.*use vlm_data.split"),
+        ("folder/table.csv", {"split": "train"}, "has no split .train.*use vlm_data.split"),
         ("folder/table.csv", {"size": 3}, "size is for scenes only"),
         ("easy-vqa", {"size": 3}, "size is for scenes only"),
         ("scenes", {"image_dir": "folder"}, "image_dir and format are for paths"),

@@ -35,7 +35,8 @@ def test_bad_images_are_dropped_and_every_row_of_theirs_recorded(table):
     rejected = []
     rows = vlm_data.verify(vlm_data.open(table), rejected)
     assert rows["references"][:] == [["caption 0"], ["caption 2"], ["caption 5"]]
-    assert rows.features == vlm_data.FEATURES
+    assert list(rows.features) == [*vlm_data.FEATURES, "pixels"]
+    assert rows["pixels"][0] == rows["pixels"][2] == vlm_data.pixel_key(vlm_data.decode(rows[0]["image"]))
     assert [record.source for record in rejected] == [f"{table}:{line}" for line in (2, 4, 5)]
     page, cut = f"{table.parent}/page.jpg is HTML text, not an image", f"{table.parent}/cut.png is cut off"
     assert [record.reason[: len(cut)] for record in rejected] == [page[: len(cut)], cut, page[: len(cut)]]
@@ -82,4 +83,6 @@ def test_images_as_bytes():
 
 def test_good_rows_are_returned_as_they_are():
     rows = vlm_data.open("scenes", size=4)
-    assert vlm_data.verify(rows, None)[:] == rows[:]
+    verified = vlm_data.verify(rows, None)
+    assert verified.remove_columns("pixels")[:] == rows[:]
+    assert vlm_data.verify(verified, None)[:] == verified[:]

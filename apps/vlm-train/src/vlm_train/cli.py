@@ -16,6 +16,9 @@ def train(
     ctx: typer.Context,
     config: Annotated[Path | None, typer.Option(help="A YAML file of these options; the command line wins.")] = None,
     show_example: Annotated[bool, typer.Option("--show-example", help="Show what is trained on, then stop.")] = False,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Show what is in the data: numbers, and a picture of 24 rows; then stop.")
+    ] = False,
     **options: Any,
 ) -> None:
     """Adapt a vision-language model to your own images.
@@ -33,7 +36,12 @@ def train(
     from vlm_train.run import UserError, run, show
 
     try:
-        show(chosen) if show_example else run(chosen)
+        if describe:
+            from vlm_train.describe import describe as describe_data
+
+            describe_data(chosen)
+        else:
+            show(chosen) if show_example else run(chosen)
     except UserError as error:
         _fail(error)
 

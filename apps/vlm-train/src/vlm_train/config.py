@@ -28,11 +28,20 @@ class TrainConfig:
     model: Annotated[str, _option("Hub id, folder, or tiny-git, tiny-blip2, tiny-qwen2-vl, tiny-vit-gpt2.")] = (
         "tiny-qwen2-vl"
     )
-    data: Annotated[str, _option("easy-vqa, scenes, a CSV table, or a folder of images named by their captions.")] = (
-        "easy-vqa"
-    )
+    data: Annotated[
+        str, _option("easy-vqa, scenes, or a file or folder of images and texts; a hub name with --format datasets.")
+    ] = "easy-vqa"
     image_dir: Annotated[str | None, _option("Where a table's images are. (default: the table's folder)")] = None
-    format: Annotated[str, _option("How to read the data: auto, captions-csv, questions-csv or file-names.")] = "auto"
+    format: Annotated[
+        str, _option("How to read the data: auto, or a format that vlm-data's README lists, as captions-csv.")
+    ] = "auto"
+    columns: Annotated[
+        str | None,
+        _option("A table's own names for the usual columns: image=…,prompt=…,references=…; any of the three."),
+    ] = None
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Go on though training and test part share pictures.")
+    ] = False
     method: Annotated[str, _option(f"What to train: {', '.join(METHODS)}.")] = "lora"
     rank: Annotated[int, _option("Rank of the matrices of LoRA and its kin (rslora, dora).")] = 16
     alpha: Annotated[float, _option("LoRA's scale: updates are multiplied by alpha / rank.")] = 32.0
@@ -148,7 +157,9 @@ def _convert(file: Path, name: str, value: Any, annotated: Any) -> Any:
     if value is None and rest:  # T | None
         return None
     try:
-        if isinstance(value, bool | dict | list) or (kind is int and float(value) != int(float(value))):
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is bool or isinstance(value, bool | dict | list) or (kind is int and float(value) != int(float(value))):
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError):

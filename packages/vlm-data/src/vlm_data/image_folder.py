@@ -6,10 +6,12 @@ A name is looked up as given, then as ABO stores it (`ab/abc.jpg` for `abc.jpg`)
 import bisect
 import difflib
 import os
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from vlm_data.schema import BadRow, DataError
+
+_HINTS = 100  # missing images for which the nearest names are given
 
 
 def files_below(folder: Path) -> list[str]:
@@ -29,13 +31,13 @@ class ImageFolder:
         if not self.root.is_dir():
             raise DataError(f"{root}: no such image folder; give the images' folder as image_dir")
         self._real_root = os.path.realpath(root)
-        self._found: dict[tuple[str, ...], str] = {}
+        self._hints_left = _HINTS
+        # A table names most images several times, mostly near each other.
+        self._find = lru_cache(maxsize=65536)(self._find)
 
     def find(self, *names: str) -> str:
         """Absolute path of the first name that exists. Raises BadRow with the reason if there is no safe one."""
-        if names not in self._found:  # a table names most images several times
-            self._found[names] = self._find(names)
-        return self._found[names]
+        return self._find(names)
 
     def inside(self, path: str) -> str:
         """The path itself. Raises BadRow if it leads out of the folder: by `..`, as an absolute path, or by a link."""
@@ -76,6 +78,9 @@ class ImageFolder:
 
     def _nearest(self, name: str) -> str:
         # Alphabetical neighbours only: comparing with each of 100,000 files would take a second for each missing one.
+        self._hints_left -= 1
+        if self._hints_left < 0:  # not one name is wrong, but the folder
+            return ""
         at = bisect.bisect(self._names, name)
         near = difflib.get_close_matches(name, self._names[max(0, at - 50) : at + 50])
         return f" (nearest: {', '.join(near)})" if near else ""

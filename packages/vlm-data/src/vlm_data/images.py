@@ -6,6 +6,7 @@ Pillow's process-wide switches (`MAX_IMAGE_PIXELS`, `LOAD_TRUNCATED_IMAGES`) are
 import hashlib
 import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,11 @@ def decode(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _checked_rgb(picture, name, max_pixels)
 
 
+def pixel_key(picture: Image.Image) -> str:
+    """SHA-256 (hex) of a decoded picture: equal for one picture in any lossless format, whatever its metadata."""
+    return hashlib.sha256(b"%d %d " % picture.size + picture.tobytes()).hexdigest()
+
+
 def content_key(image: dict | str | os.PathLike | bytes) -> str:
     """SHA-256 (hex) of the file's bytes: equal for copies of one file under any names."""
     return hashlib.sha256(_read(image)[0]).hexdigest()
@@ -78,6 +84,8 @@ def _read(image: dict | str | os.PathLike | bytes) -> tuple[bytes, str]:
         if path is None:
             raise ImageError("image has neither a path nor bytes")
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for ever
+                raise ImageError(f"{name} is no file")
             data = Path(path).read_bytes()
         except OSError as error:
             raise ImageError(f"{name} cannot be read: {error.strerror}") from error

@@ -1,5 +1,6 @@
 """One row for every source: an image, an optional prompt, and the reference texts."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import datasets
@@ -13,10 +14,27 @@ FEATURES = datasets.Features(
         "source": datasets.Value("string"),  # where the row was read, e.g. "captions.csv:12"
     }
 )
+_TURN = {"role": datasets.Value("string"), "text": datasets.Value("string"), "loss": datasets.Value("bool")}
+# Columns that some sources have besides; all rows of one source have the same.
+EXTRA_FEATURES = datasets.Features(
+    {
+        "pixels": datasets.Value("string"),  # hash of the decoded picture, once `verify` has decoded it
+        "question_type": datasets.Value("string"),  # VQAv2: "what color is the"
+        "answer_type": datasets.Value("string"),  # VQAv2: "yes/no", "number" or "other"
+        "images": datasets.List(datasets.Image(decode=False)),  # of a conversation, in the order of its tags
+        "turns": datasets.List(_TURN),  # role: "system", "user" or "assistant"; loss: whether the turn is trained on
+    }
+)
 
 
 class DataError(ValueError):
     """The data cannot be read as asked; the message names the file and what to do."""
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names for a message: separated by commas, cut where they get long, without what would garble a terminal."""
+    text = ", ".join(map(str, names))[:200]
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text) or "none"
 
 
 class BadRow(ValueError):

@@ -1,77 +1,79 @@
-"""Split rows into a training and a validation part that share no image."""
+"""Training and validation rows that share no picture."""
 
 import hashlib
+import math
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
 
-from vlm_data.images import content_key
+from vlm_data.images import ImageError
 from vlm_data.schema import DataError
-
-_SEARCHED = 4096  # rows: only the last part of the validation set is searched for the exact sum, the rest is just taken
+from vlm_data.verifying import pixel_keys
 
 
 def split(
-    rows: datasets.Dataset, val_fraction: float = 0.2, seed: int = 42
+    rows: datasets.Dataset, val_fraction: float = 0.2, seed: int = 42, *, stratify: bool = False
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(train, val): all rows of an image are on one side, also where the image is there under two names.
+    """(train, val): all rows of a picture are on one side, also where it is there under two names or in two formats.
 
-    The validation part has as near to `val_fraction` of the rows as whole images allow, and at least one image. Which
-    images it has depends on the seed and the images' bytes, not on their names or order; rows keep their order.
+    A picture is in the validation part if a hash of it and the seed, as a number in [0, 1), is less than
+    `val_fraction`. So where a picture goes depends on itself alone: it stays where it is when rows are added, taken
+    away or reordered. The parts' sizes are near the fraction as those of draws are, and neither part is ever empty.
 
-    Raises DataError for a fraction outside (0, 1) or fewer than two distinct images, ImageError for an unreadable file.
+    stratify: spread the pictures evenly over the parts by their most frequent reference instead. Every answer then has
+    its share in both parts, to within one picture, but adding rows can move others.
+
+    Rows keep their order. Rows that `verify` has seen are not decoded again. Raises DataError for a fraction outside
+    (0, 1) or fewer than two distinct pictures, ImageError for an image that does not decode.
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
-    keys = _content_keys(rows)
-    sizes = Counter(keys)
-    if len(sizes) < 2:
-        raise DataError(f"cannot split rows of {len(sizes)} distinct image(s): two are needed")
-    shuffled = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
-    chosen = _nearest_sum([sizes[key] for key in shuffled], val_fraction * len(rows))
-    val_keys = {shuffled[position] for position in chosen}
-    in_val = np.array([key in val_keys for key in keys])
-    return rows.select(np.flatnonzero(~in_val)), rows.select(np.flatnonzero(in_val))
+    keys = keys_of(rows)
+    place = {key: _place(key, seed) for key in keys}
+    if len(place) < 2:
+        raise DataError(f"cannot split rows of {len(place)} distinct image(s): two are needed")
+    ordered = sorted(place, key=place.get)
+    if stratify:
+        in_val = _spread(ordered, _strata(rows, keys), val_fraction, _place("", seed))
+    else:
+        in_val = {key for key in ordered if place[key] < val_fraction}
+    in_val = (in_val | {ordered[0]}) - {ordered[-1]}  # at least one picture on each side
+    mask = np.array([key in in_val for key in keys])
+    return rows.select(np.flatnonzero(~mask)), rows.select(np.flatnonzero(mask))
 
 
-def _content_keys(rows: datasets.Dataset) -> list[str]:
-    images = list(rows["image"])
-    paths = list(dict.fromkeys(image["path"] for image in images if image["bytes"] is None))
-    with ThreadPoolExecutor() as pool:
-        key_of = dict(zip(paths, pool.map(content_key, paths), strict=True))
-    return [key_of[image["path"]] if image["bytes"] is None else content_key(image) for image in images]
+def overlap(train: datasets.Dataset, test: datasets.Dataset) -> list[tuple[str, str]]:
+    """For each picture that is in both, the first row of each that shows it, by their `source`; empty if none is."""
+    first = [dict(zip(reversed(keys_of(rows)), reversed(rows["source"][:]), strict=True)) for rows in (train, test)]
+    return [(first[0][key], source) for key, source in reversed(first[1].items()) if key in first[0]]
 
 
-def _nearest_sum(sizes: list[int], wanted: float) -> list[int]:
-    """Positions, the early ones preferred, whose sizes sum as near to `wanted` as can be; never none, never all."""
-    gap = min(max(round(wanted), 1), sum(sizes) - 1)
-    taken, rest = [], []
-    for position, size in enumerate(sizes):
-        if gap > _SEARCHED and size <= gap:
-            taken.append(position)
-            gap -= size
-            wanted -= size
-        else:
-            rest.append(position)
-    # A subset sum: reached_by[s] is the first position that makes the sum s possible, -1 while it is not.
-    smallest = min(sizes[position] for position in rest)
-    largest_sum = min(max(2 * gap, smallest), sum(sizes[position] for position in rest) - 1)
-    reached_by = np.full(largest_sum + 1, -1)
-    reached_by[0] = 0
-    for position in rest:
-        size = sizes[position]
-        if size <= largest_sum:
-            new = (reached_by[: largest_sum + 1 - size] >= 0) & (reached_by[size:] < 0)
-            reached_by[size:][new] = position
-        if reached_by[gap] >= 0:
-            break
-    sums = np.flatnonzero(reached_by >= 0)
-    if not taken:
-        sums = sums[sums > 0]
-    total = sums[np.argmin(np.abs(sums - wanted))]
-    while total > 0:
-        taken.append(int(reached_by[total]))
-        total -= sizes[taken[-1]]
-    return taken
+def keys_of(rows: datasets.Dataset) -> list[str]:
+    """The hash of each row's picture: the column `pixels`, or decoded now. Raises ImageError."""
+    if "pixels" in rows.column_names:
+        return rows["pixels"][:]
+    keys, problems = pixel_keys(rows)
+    if None in keys:
+        raise ImageError(next(problem for problem in problems if problem is not None))
+    return keys
+
+
+def _place(key: str, seed: int) -> float:
+    """A number in [0, 1), uniform over keys."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:6]) / 2**48
+
+
+def _strata(rows: datasets.Dataset, keys: list[str]) -> dict[str, str]:
+    """The most frequent reference of each picture."""
+    counts: dict[str, Counter] = {}
+    for key, references in zip(keys, rows["references"], strict=True):
+        counts.setdefault(key, Counter()).update(references)
+    return {key: count.most_common(1)[0][0] if count else "" for key, count in counts.items()}
+
+
+def _spread(ordered: list[str], stratum: dict[str, str], fraction: float, start: float) -> set[str]:
+    """Systematic sampling: of the pictures laid out by stratum, those at equal distances, 1 / fraction."""
+    laid_out = sorted(ordered, key=stratum.get)  # stable: within a stratum the order stays random
+    ticks = [math.floor(start + index * fraction) for index in range(len(laid_out) + 1)]
+    return {key for key, tick, next_tick in zip(laid_out, ticks, ticks[1:], strict=False) if next_tick > tick}

@@ -1,18 +1,17 @@
 """Captions from file names: `a_red-car.jpg` is captioned "a red car"."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from vlm_data.image_folder import ImageFolder, files_below
 from vlm_data.images import looks_like_image
-from vlm_data.schema import BadRow, DataError, Rejected
+from vlm_data.request import Request
+from vlm_data.schema import BadRow, Rejected
 
 
-def read(folder: Path, image_dir: str | os.PathLike | None) -> Iterator[dict | Rejected]:
+def read(asked: Request) -> Iterator[dict | Rejected]:
     """One row for each image below the folder, sorted by path; the caption is the name up to its last dot."""
-    if image_dir is not None:
-        raise DataError(f"{folder}: this folder is the image folder; leave image_dir out")
+    folder = asked.without_image_dir()
     images = ImageFolder(folder)
     for name in filter(looks_like_image, files_below(folder)):
         path = images.root / name

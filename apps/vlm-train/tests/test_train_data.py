@@ -1,0 +1,94 @@
+"""What is trained and evaluated on, from folders with parts of their own; and --describe."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+import vlm_data
+from vlm_train import cli
+from vlm_train.config import TrainConfig
+from vlm_train.data import read_data
+
+
+def draw(root, *names, seed=0):
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng([seed, number]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / name)
+
+
+def read(data, **options):
+    console = Console(record=True, width=500)
+    found = read_data(TrainConfig(data=str(data), **options), console)
+    return found, console.export_text()
+
+
+def texts(rows):
+    return sorted(references[0] for references in rows["references"])
+
+
+def test_own_parts_are_used_and_what_was_recognised_is_said(tmp_path):
+    draw(tmp_path, "train/a.png", "train/b.png", "test/c.png", "val/d.png")
+    found, said = read(tmp_path)
+    assert texts(found.train) == ["a", "b"] and texts(found.val) == ["d"]
+    assert f"{tmp_path}/train: read as file-names: it holds images and no table" in said
+
+
+def test_pictures_in_both_parts_stop_the_run_unless_allowed(tmp_path):
+    draw(tmp_path, "train/a.png", "train/b.png", "test/c.png")
+    Image.open(tmp_path / "train/b.png").save(tmp_path / "test/other name.bmp")
+    with pytest.raises(vlm_data.DataError, match=r"1 pictures are .*/b\.png and .*other name\.bmp; .*--allow-overlap"):
+        read(tmp_path)
+    assert texts(read(tmp_path, allow_overlap=True)[0].val) == ["c", "other name"]
+
+
+@pytest.mark.parametrize("table", ["train/captions.csv", "captions.csv"])
+def test_a_test_part_without_texts_is_not_evaluated_on(tmp_path, table):
+    draw(tmp_path, *(f"train/{n}.png" for n in range(8)), "test/8.png")
+    (tmp_path / table).write_text("".join(f"{n}.png,caption {n}\n" for n in range(8)))
+    if table.startswith("train"):
+        (tmp_path / "test/t.csv").write_text("image_name,question\n8.png,what?\n")
+    found, said = read(tmp_path)
+    assert texts(found.train) + texts(found.val) != [] and len(found.train) + len(found.val) == 8
+    assert "test part not used: " in said
+
+
+def test_columns_and_rejected_rows_of_both_parts(tmp_path):
+    draw(tmp_path, "train/a.png", "test/c.png")
+    for part, name in (("train", "a.png"), ("test", "c.png")):
+        (tmp_path / part / "broken.png").write_bytes(b"junk")
+        lines = [
+            {"photo": name, "title": part},
+            {"photo": "broken.png", "title": "x"},
+            {"photo": "gone.png", "title": "x"},
+        ]
+        (tmp_path / part / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found, _ = read(tmp_path, columns="image=photo,references=title")
+    assert texts(found.train) == ["train"] and texts(found.val) == ["test"]
+    assert [record.source.rsplit("/", 2)[1:] for record in found.rejected] == [
+        [part, f"rows.jsonl:{line}"] for part in ("train", "test") for line in (3, 2)
+    ]
+    with pytest.raises(vlm_data.DataError, match=r"2 of 3 rows .* \(0 tolerated, see --max-rejected\)"):
+        read(tmp_path, columns="image=photo,references=title", max_rejected=0)
+
+
+def test_describe_prints_and_draws_each_part(tmp_path):
+    draw(tmp_path / "data", "train/a_dog.png", "train/b.png", "test/c.png")
+    (tmp_path / "data/train/__.png").write_bytes(b"")
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(
+        cli.app, ["--data", str(tmp_path / "data"), "--describe", "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 rows: 2 captions" in result.stdout and "1 rows: 1 captions" in result.stdout
+    assert "__.png: the file name holds no caption" in result.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"data-train.png", "data-test.png"}
+    assert Image.open(tmp_path / "out/data-train.png").width == 2 * 234 + 14
+
+
+def test_describe_of_what_cannot_be_read_is_one_line(tmp_path):
+    result = CliRunner().invoke(cli.app, ["--data", str(tmp_path / "nothing.csv"), "--describe"])
+    assert result.exit_code == 2 and result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
