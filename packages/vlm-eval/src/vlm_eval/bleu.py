@@ -8,68 +8,86 @@ reference that has most of it. Sums run over the corpus, there is no smoothing: 
 4-gram has a BLEU-4 of nearly 0 (tiny constants stand in for division by zero).
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
+from vlm_eval.ngrams import Corpus
 from vlm_eval.rows import check_rows
 from vlm_eval.score import Score, bootstrap_interval, signature
-from vlm_eval.tokenize import tokenize
 
 TINY, SMALL = 1e-15, 1e-9  # in numerators and denominators, as in the COCO tools
 
 
-def bleu(predictions: Sequence[str], references: Sequence[str | Sequence[str]], max_n: int = 4) -> Score:
-    """Corpus BLEU, 0 to 1, of word n-grams up to `max_n`; words by `tokenize.py`.
+VARIANTS = ("coco", "sacrebleu")
+
+
+def bleu(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]], max_n: int = 4, variant: str = "coco"
+) -> Score:
+    """Corpus BLEU, 0 to 1, of word n-grams up to `max_n`.
 
     Args:
         predictions: n texts.
         references: n texts, or n lists of texts; their order does not matter.
         max_n: longest n-gram.
+        variant: `"coco"`: the formula above, words by `tokenize.py`. `"sacrebleu"`: by that library with its defaults:
+            words by its `13a`, capitals count, exponential smoothing; single rows by effective order.
 
     Returns:
         A score with `value` BLEU-`max_n` of the corpus and `per_sample` that of each row alone. Its details hold
         `bleu_1` to `bleu_<max_n>`, `ratio` (c / r), `prediction_length` (c) and `reference_length` (r) in words.
 
     Raises:
-        ValueError: `max_n` < 1, or see `rows.check_rows`.
+        ValueError: `max_n` < 1, unknown `variant`, or see `rows.check_rows`.
     """
     if max_n < 1:
         raise ValueError(f"max_n={max_n}: the longest n-gram has at least one word")
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is unknown: choose one of {', '.join(VARIANTS)}")
     predictions, references = check_rows(predictions, references)
-    rows = np.array([_statistics(p, row, max_n) for p, row in zip(predictions, references, strict=True)], np.float64)
+    if variant == "coco":
+        rows, scores = _statistics(predictions, references, max_n), _scores
+        alone = scores(rows)[:, -1]
+        choices = {"tok": "ptb", "case": "lower", "smooth": "none"}
+    else:
+        from sacrebleu import __version__
+
+        rows, alone = _sacrebleu_rows(predictions, references, max_n)
+        scores = _sacrebleu_scores
+        choices = {"tok": "13a", "case": "mixed", "smooth": "exp", "version": __version__}
     total = rows.sum(0)
-    corpus = _scores(total)
+    corpus = scores(total[None])[0]
     details = {f"bleu_{k}": float(value) for k, value in enumerate(corpus, 1)}
     details |= {"ratio": float(total[0] / max(1, total[1]))}
     details |= {"prediction_length": int(total[0]), "reference_length": int(total[1])}
     return Score(
         value=float(corpus[-1]),
-        per_sample=_scores(rows)[:, -1].tolist(),
-        interval=bootstrap_interval(rows, lambda sums: _scores(sums)[:, -1]),
-        signature=signature(
-            "bleu", references, n=max_n, variant="coco", tok="ptb-lite", case="lower", smooth="none", len="closest"
-        ),
+        per_sample=alone.tolist(),
+        interval=bootstrap_interval(rows, lambda sums: scores(sums)[:, -1]),
+        signature=signature("bleu", references, n=max_n, variant=variant, **choices, len="closest"),
         details=details,
     )
 
 
-def _statistics(prediction: str, references: list[str], max_n: int) -> list[int]:
-    """[c, r, guessed 1-grams, ..., guessed N-grams, found 1-grams, ..., found N-grams] of one row."""
-    words, alternatives = tokenize(prediction), [tokenize(reference) for reference in references]
-    c = len(words)
-    r = min((abs(len(other) - c), len(other)) for other in alternatives)[1]
-    guessed = [max(0, c - k + 1) for k in range(1, max_n + 1)]
-    found = []
-    for k in range(1, max_n + 1):
-        counts = [_ngrams(other, k) for other in alternatives]
-        found.append(sum(min(times, max(other[g] for other in counts)) for g, times in _ngrams(words, k).items()))
-    return [c, r, *guessed, *found]
-
-
-def _ngrams(words: list[str], k: int) -> Counter:
-    return Counter(zip(*(words[i:] for i in range(k)), strict=False))
+def _statistics(predictions: list[str], references: list[list[str]], max_n: int) -> np.ndarray:
+    """(n, 2 + 2N): c, r, guessed 1-grams, ..., guessed N-grams, found 1-grams, ..., found N-grams of each row."""
+    corpus = Corpus(predictions, references)
+    n, lengths, rows = corpus.n, corpus.lengths, corpus.rows
+    c = lengths[:n]
+    # By row, then by distance to the prediction, then by length: each row's first reference is the closest one.
+    order = np.lexsort((lengths[n:], np.abs(lengths[n:] - c[rows[n:]]), rows[n:]))
+    r = lengths[n:][order][np.searchsorted(rows[n:], np.arange(n))]
+    guessed, found = [], []
+    for k, grams in enumerate(corpus.ngrams(max_n), 1):
+        guessed.append(np.maximum(0, c - k + 1))
+        most = np.zeros(len(grams.text), int)
+        shared = grams.match >= 0
+        np.maximum.at(most, grams.match[shared], grams.count[shared])
+        predicted = grams.text < n
+        hits = np.minimum(most, grams.count)[predicted]
+        found.append(np.bincount(grams.text[predicted], hits, minlength=n))
+    return np.stack([c, r, *guessed, *found], axis=1).astype(np.float64)
 
 
 def _scores(statistics: np.ndarray) -> np.ndarray:
@@ -80,3 +98,27 @@ def _scores(statistics: np.ndarray) -> np.ndarray:
     precision = np.cumprod((found + TINY) / (guessed + SMALL), axis=-1) ** (1 / orders)
     ratio = (c + TINY) / (r + SMALL)
     return precision * np.exp(np.minimum(0, 1 - 1 / ratio))
+
+
+def _sacrebleu_rows(predictions: list[str], references: list[list[str]], max_n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same statistics by sacrebleu, (n, 2 + 2N), and its scores of single rows, (n,)."""
+    from sacrebleu import BLEU
+
+    scorer = BLEU(max_ngram_order=max_n, effective_order=True)
+    rows = [scorer.sentence_score(p, row) for p, row in zip(predictions, references, strict=True)]
+    statistics = [[row.sys_len, row.ref_len, *row.totals, *row.counts] for row in rows]
+    return np.array(statistics, np.float64), np.array([row.score for row in rows]) / 100
+
+
+def _sacrebleu_scores(statistics: np.ndarray) -> np.ndarray:
+    """(m, 2 + 2N) sums of row statistics -> (m, N): BLEU-1 to BLEU-N."""
+    from sacrebleu import BLEU
+
+    orders = range(1, (statistics.shape[1] - 2) // 2 + 1)
+
+    def score(sums: list[int], n: int) -> float:
+        c, r, counts = sums[0], sums[1], sums[2:]
+        guessed, found = counts[:n], counts[len(orders) :][:n]
+        return BLEU.compute_bleu(found, guessed, c, r, smooth_method="exp", max_ngram_order=n).score / 100
+
+    return np.array([[score(sums, n) for n in orders] for sums in statistics.astype(int).tolist()])

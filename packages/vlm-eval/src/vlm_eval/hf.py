@@ -3,7 +3,8 @@
 `compute(predictions=..., references=...)` returns {name: value}.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 
 import evaluate
 from datasets import Features, List, Value
@@ -37,16 +38,25 @@ class TextMetric(evaluate.Metric):
         return {self.name: self.function(predictions, references, **self.options).value}
 
 
-def exact_match(**options) -> TextMetric:
-    """`vlm_eval.exact_match` as a metric; `options` are its keyword arguments."""
-    return TextMetric(vlm_eval.exact_match, **options)
+# Each takes the keyword arguments of the function of its name.
+anls = partial(TextMetric, vlm_eval.anls)
+bert_score = partial(TextMetric, vlm_eval.bert_score)
+bleu = partial(TextMetric, vlm_eval.bleu)
+cider = partial(TextMetric, vlm_eval.cider)
+exact_match = partial(TextMetric, vlm_eval.exact_match)
+frechet_distance = partial(TextMetric, vlm_eval.frechet_distance)
+meteor = partial(TextMetric, vlm_eval.meteor)
+ref_clip_score = partial(TextMetric, vlm_eval.ref_clip_score)  # with `images`, in the order in which rows will come
+relaxed_accuracy = partial(TextMetric, vlm_eval.relaxed_accuracy)
+rouge = partial(TextMetric, vlm_eval.rouge)
+vqa_accuracy = partial(TextMetric, vlm_eval.vqa_accuracy)
 
 
-def vqa_accuracy(**options) -> TextMetric:
-    """`vlm_eval.vqa_accuracy` as a metric; `options` are its keyword arguments."""
-    return TextMetric(vlm_eval.vqa_accuracy, **options)
+def clip_score(images: Sequence, **options) -> TextMetric:
+    """`vlm_eval.clip_score` with the images in the order in which rows will come. References are taken and not used."""
 
+    @wraps(vlm_eval.clip_score)
+    def of_images(predictions, references, **options):
+        return vlm_eval.clip_score(predictions, images, **options)
 
-def bleu(**options) -> TextMetric:
-    """`vlm_eval.bleu` as a metric; `options` are its keyword arguments."""
-    return TextMetric(vlm_eval.bleu, **options)
+    return TextMetric(of_images, **options)

@@ -1,0 +1,63 @@
+"""10,000 odd texts: no metric fails, and no value is NaN or out of range."""
+
+import math
+from random import Random
+
+import pytest
+
+from vlm_eval import anls, bleu, cider, exact_match, relaxed_accuracy, rouge, vqa_accuracy
+
+ALPHABETS = [
+    "abc XYZ",
+    "012 .,:/-%$",
+    "?!.,;:'\"()[]{}<>&#@*_~`|\\/-",
+    "😀🐶👨‍👩‍👧🇺🇸❤️ ",
+    "שלום مرحبا ",
+    "日本語中文한국어",
+    "".join(map(chr, range(32))) + "\x7f\x85\u2028\u2029\u200b\ufeff\u202e",
+    "é\u0301ßİıſﬁΩς½²Ⅷ\u00ad",
+    "\ud800a\udfff",
+]
+LONG = ["a" * 100_000, "a b " * 25_000, "." * 100_000, "語" * 100_000, "a.b@c/" * 16_000, "1 " * 50_000]
+METRICS = {
+    "anls": (anls, 1),
+    "bleu": (bleu, 1),
+    "cider": (cider, 10),
+    "exact_match": (lambda p, r: exact_match(p, r, "vqa"), 1),
+    "relaxed_accuracy": (relaxed_accuracy, 1),
+    "rouge": (rouge, 1),
+    "rougeLsum": (lambda p, r: rouge(p, r, "rougeLsum"), 1),
+    "sacrebleu": (lambda p, r: bleu(p, r, variant="sacrebleu"), 1),
+    "vqa_accuracy": (vqa_accuracy, 1),
+}
+
+
+def texts() -> list[str]:
+    random = Random(0)
+    drawn = ["", " ", "a"]
+    while len(drawn) < 10_000:
+        alphabet = random.choice(ALPHABETS + ["".join(ALPHABETS)])
+        drawn.append("".join(random.choices(alphabet, k=random.choice([1, 2, 5, 20]))))
+    return drawn
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_odd_texts_give_finite_values_in_range(name):
+    metric, highest = METRICS[name]
+    predictions = texts()
+    references = [[predictions[i - 1], text] if i % 3 else [predictions[i - 7]] for i, text in enumerate(predictions)]
+    check(metric(predictions, references), highest)
+
+
+@pytest.mark.filterwarnings("ignore:CIDEr")
+@pytest.mark.parametrize("name", [name for name in METRICS if not name.startswith("rougeL")])  # Google's is quadratic
+def test_texts_of_100_000_characters(name):
+    metric, highest = METRICS[name]
+    check(metric([*LONG, "a"], [[LONG[0], "a"], *LONG[2:], LONG[1], ["", LONG[3]]]), highest)
+
+
+def check(score, highest: float) -> None:
+    tolerance = 1e-9
+    for value in (score.value, *score.per_sample, *score.interval):
+        assert math.isfinite(value)
+        assert -tolerance <= value <= highest + tolerance
