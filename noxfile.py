@@ -1,4 +1,4 @@
-"""What is run before a change lands: tests, lint, wheels; and on demand: bench, gpu."""
+"""What is run before a change lands: tests, lint, wheels; and on demand: bench, fuzz, gpu."""
 
 import re
 import shutil
@@ -44,7 +44,7 @@ def wheels(session: nox.Session) -> None:
 @nox.parametrize("name", list(DISTRIBUTIONS), ids=list(DISTRIBUTIONS))
 def wheel(session: nox.Session, name: str) -> None:
     """One built wheel, alone in a clean environment: an import that is not declared fails here."""
-    with_extra = {"vlm-data": "vlm-data[samples]"}
+    with_extra = {"vlm-data": "vlm-data[samples,endpoint]"}
     wheels = [f"{with_extra.get(own, own)} @ {_wheel(own)}" for own in (name, *_siblings(name))]
     session.install(*wheels, "pytest", "hypothesis")
     if name == "peft-methods":
@@ -68,6 +68,13 @@ def bench(session: nox.Session) -> None:
     """Benchmarks; they print tables and take minutes."""
     for file in sorted(Path("tests/benchmarks").glob("bench_*.py")):
         session.run("python", str(file), *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def fuzz(session: nox.Session) -> None:
+    """10,000 malformed data files; it takes minutes."""
+    file = "packages/vlm-data/tests/test_data_fuzz.py"
+    session.run("pytest", "-q", file, *session.posargs, env={**ONE_THREAD, "VLM_DATA_FUZZ": "10000"})
 
 
 @nox.session(venv_backend="none")

@@ -25,8 +25,9 @@ def commands(readme: Path) -> list[str]:
     return [line for line in (re.sub(r"\s+#.*$", "", line).strip() for line in lines) if line]
 
 
-# vlm-infer's commands use a run that vlm-train's make
-READMES = sorted(ROOT.glob("*/*/README.md"), key=lambda path: path.parent.name == "vlm-infer")
+READMES = sorted(ROOT.glob("*/*/README.md"))
+# vlm-infer's commands use a run that vlm-train's make.
+TOGETHER = [ROOT / "apps/vlm-train/README.md", ROOT / "apps/vlm-infer/README.md"]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,8 @@ def folder(user_folder) -> Path:
     folder = user_folder("readme", 12)
     (folder / "photos.csv").write_bytes((folder / "captions.csv").read_bytes())
     (folder / "photo.png").write_bytes((folder / "photos" / "0.png").read_bytes())
+    products = [f"{number}.png,{color},{number}" for number, color in enumerate(["red", "blue", "green"] * 4)]
+    (folder / "products.csv").write_text("\n".join(["image_name,color,count", *products]))
     (folder / "run.yaml").write_text("data: captions.csv\nimage-dir: photos\nmodel: tiny-git\nmax-steps: 2\n")
     return folder
 
@@ -58,10 +61,15 @@ def execute(command: str, folder: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
-def test_commands_of_a_package(readme, folder):
-    for command in commands(readme):
-        execute(command, folder)
+@pytest.mark.parametrize(
+    "readmes",
+    [*([readme] for readme in READMES if readme not in TOGETHER), TOGETHER],
+    ids=lambda readmes: "-".join(path.parent.name for path in readmes),
+)
+def test_commands_of_packages(readmes, folder):
+    for readme in readmes:
+        for command in commands(readme):
+            execute(command, folder)
 
 
 @pytest.mark.parametrize("readme", [*READMES, ROOT / "README.md"], ids=lambda path: path.parent.name)
