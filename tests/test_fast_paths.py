@@ -1,9 +1,12 @@
 """Packed rows and the head in parts give the plain path's losses and gradients, with every method on every family."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from subjects import METHODS, Subject, move
 from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 import peft_methods as pm
@@ -42,8 +45,9 @@ def exact(monkeypatch):
 
 
 def gradients(subject: Subject, attachment: pm.Attachment, packs: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    subject.vlm.packs = packs
-    loss, _ = subject.vlm(subject.batch)
+    """Of the fast path, or of all rows in full, without packing and with the whole of the last layer."""
+    vlm, batch = subject.vlm, subject.batch
+    loss, _ = vlm(batch) if packs else vlm.loss(vlm.hidden_states(vlm.encode_images(batch), batch), batch)
     loss.backward()
     found = {name: parameter.grad for name, parameter in attachment.named_parameters() if parameter.grad is not None}
     for parameter in attachment.parameters():
@@ -106,3 +110,41 @@ def test_packed_rows_under_gradient_checkpointing_and_in_bfloat16(name, exact):
     subject.batch["pixel_values"] = subject.batch["pixel_values"].bfloat16()
     losses = [gradients(subject, attachment, packs)[0] for packs in (False, True)]
     torch.testing.assert_close(*losses, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", vlm_models.TINY)
+def test_under_autocast_adapters_stay_in_float32(name, half):
+    subject = Subject(name, "float32")
+    attachment = pm.attach(subject.model, METHODS["lora"](subject))
+    move(attachment.parameters())
+    expected, gradients_expected = gradients(subject, attachment, packs=True)
+    with torch.autocast("cpu", half):
+        loss, found = gradients(subject, attachment, packs=True)
+    torch.testing.assert_close(loss, expected, rtol=0.03, atol=0.1)
+    assert loss.dtype == torch.float32 and found.keys() == gradients_expected.keys()
+    for parameter, gradient in gradients_expected.items():
+        assert found[parameter].dtype == torch.float32 and found[parameter].isfinite().all()
+        similarity = torch.cosine_similarity(found[parameter].flatten(), gradient.flatten(), dim=0)
+        assert similarity > 0.9 or gradient.abs().max() < 1e-3, parameter
+
+
+@pytest.mark.parametrize("name", ["tiny-git", "tiny-qwen2-vl"])
+def test_compiled_it_gives_the_same_gradients(name):
+    """By the tracing half of torch.compile; the code that its other half writes is torch's concern."""
+    subject = Subject(name, "float32")
+    attachment = pm.attach(subject.model, METHODS["lora"](subject))
+    move(attachment.parameters())
+    expected, gradients_expected = gradients(subject, attachment, packs=True)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    subject.vlm.compile(backend=backend)
+    loss, found = gradients(subject, attachment, packs=True)
+    assert sum(len(graph.graph.nodes) for graph in graphs) > 500
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for parameter, gradient in gradients_expected.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-3, atol=1e-4, msg=parameter)

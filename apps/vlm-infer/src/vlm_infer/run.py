@@ -17,7 +17,7 @@ def load_run(run: Path, device: str) -> vlm_models.VLM:
     try:
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))
         config = record["config"]
-        options = config["model"], config["quantization"], device, config["dtype"], config["revision"]
+        options = config["model"], config["quantization"], device, config["dtype"], config.get("revision")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InferError(f"--run {run}: run.json is not one that vlm-train wrote") from error
     if not (run / "adapter").is_dir():
