@@ -46,10 +46,10 @@ def wheel(session: nox.Session, name: str) -> None:
     """One built wheel, alone in a clean environment: an import that is not declared fails here."""
     with_extra = {"vlm-data": "vlm-data[samples,endpoint]"}
     wheels = [f"{with_extra.get(own, own)} @ {_wheel(own)}" for own in (name, *_siblings(name))]
-    session.install(*wheels, "pytest", "hypothesis")
+    session.install(*wheels, "pytest", "pytest-xdist", "hypothesis")
     if name == "peft-methods":
         session.run("python", "-c", "import importlib.util as u; assert u.find_spec('transformers') is None")
-    session.run("pytest", "-q", "-p", "no:cacheprovider", str(DISTRIBUTIONS[name] / "tests"), env=ONE_THREAD)
+    session.run("pytest", "-q", "-n", "2", "-p", "no:cacheprovider", str(DISTRIBUTIONS[name] / "tests"), env=ONE_THREAD)
 
 
 def _siblings(name: str) -> list[str]:

@@ -182,7 +182,7 @@ def compare(title: str, model: nn.Module, family: type, batch: Batch, targets: s
 def blip2() -> None:
     language = rf"language_model.*\.({'|'.join(OPT_LINEAR)})"
     compare("BLIP-2, captions", blip2_model(), Blip2, blip2_batch(), language)
-    compare("BLIP-2, answers of 3 tokens", blip2_model(), Blip2, blip2_batch(supervised=3), language)
+    compare("BLIP-2, answers of 3 tokens", blip2_model(), Blip2, blip2_batch(supervised=3), language, losses=5)
 
 
 def qwen2_vl() -> None:
@@ -193,7 +193,7 @@ def qwen2_vl() -> None:
 def vision() -> None:
     both = rf"(language_model.*\.({'|'.join(OPT_LINEAR)})|vision_model.*\.(qkv|projection|fc1|fc2))"
     compare("BLIP-2, vision trained too", blip2_model(), Blip2, blip2_batch(), both, losses=5)
-    both = rf"(model\.language_model.*\.({'|'.join(QWEN_LINEAR)})|model\.visual.*\.(qkv|proj|fc1|fc2))"
+    both = rf"(model\.language_model.*\.({'|'.join(QWEN_LINEAR)})|model\.visual\.blocks.*\.(qkv|proj|fc1|fc2))"
     compare("Qwen2-VL, vision trained too", qwen_model(), Chat, qwen_batch(2, QUESTIONS), both, losses=5)
 
 
