@@ -153,10 +153,9 @@ def show(config: TrainConfig) -> None:
 def _load(config: TrainConfig, console: Console) -> tuple[TrainConfig, vlm_models.VLM]:
     """The model, and the configuration with the quantization that was chosen."""
     torch.manual_seed(config.seed)
-    options = config.model, config.quantization, config.device, config.dtype, config.revision
-    plan = vlm_models.plan(*options)
+    plan = vlm_models.plan(config.model, config.quantization, config.device, config.dtype, config.revision)
     console.print(str(plan), highlight=False, soft_wrap=True, markup=False)
-    vlm = vlm_models.load(*options)
+    vlm = plan.load()
     for note in vlm.notes:
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     return replace(config, quantization=plan.quantization), vlm

@@ -25,9 +25,14 @@ FAMILIES = {"git": Git, "blip-2": Blip2, **dict.fromkeys(CHAT, Chat), "vision-en
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is going to be loaded, and what memory training it will take. `str` says so in one line."""
+    """How a model is going to be loaded, and what memory training it will take. `str` says so in one line.
+
+    `place` is a folder or hub id; `hub` are options for reading from the hub.
+    """
 
     name: str
+    place: str
+    hub: dict[str, Any]
     config: PreTrainedConfig
     family: type[VLM]
     device: torch.device
@@ -42,6 +47,32 @@ class Plan:
         how = number_format if self.quantization == "none" else f"{self.quantization} beside {number_format}"
         return f"{self.name} on {self.device.type} in {how}{self.reason}; predicted memory: {self.memory}"
 
+    def load(self) -> VLM:
+        """Carry it out; see `load`."""
+        options: dict[str, Any] = {"config": self.config, "dtype": self.dtype, **self.hub}
+        if self.quantization != "none":
+            options["device_map"] = {"": self.device}
+            if quantization_of(self.config) == "none":
+                options["quantization_config"] = quantization_config(
+                    self.quantization, self.dtype, list(self.whole_parts)
+                )
+        with reading(self.name):
+            model, found = AutoModelForImageTextToText.from_pretrained(self.place, output_loading_info=True, **options)
+        # A ViT's pooler is not used here, and not in every checkpoint.
+        missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+        if missing:
+            raise ModelError(
+                f"cannot load {self.name!r}: {len(missing)} weights are not in it, {missing[0]} among them"
+            )
+        if self.quantization == "none":
+            model = model.to(self.device)
+        else:
+            keep_differentiable(model)
+        with reading(self.name):
+            reader = ImageTextPair if self.family is EncoderDecoder else AutoProcessor
+            processor = reader.from_pretrained(self.place, **self.hub)
+        return self.family(model, processor, self.name).eval()
+
 
 def plan(
     name: str,
@@ -51,17 +82,17 @@ def plan(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Plan:
-    """What `load` will do with these options. Of the model only its configuration is read.
+    """What `load` will do with these options, and its `load()` does. Of the model only its configuration is read.
 
     Raises:
         ModelError: the model is unknown, unreachable or of another family, or an option is.
     """
     check_quantization(quantization)
-    place = _find(name)
+    place, hub = _find(name), {"revision": revision, "trust_remote_code": trust_remote_code}
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     with reading(name):
-        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(place, **hub)
     outline = skeleton(config, name)
     saved, reason = quantization_of(config), ""
     if saved != "none":
@@ -79,7 +110,10 @@ def plan(
     parts = [part for part, module in outline.model.named_modules() if part in outline.vision_parts]
     parts += [part for part, module in outline.model.named_modules() if module is outline.head]
     memory = predict_memory(outline, quantization, chosen_dtype)
-    return Plan(name, config, type(outline), chosen_device, chosen_dtype, quantization, reason, memory, tuple(parts))
+    whole = tuple(parts)
+    return Plan(
+        name, place, hub, config, type(outline), chosen_device, chosen_dtype, quantization, reason, memory, whole
+    )
 
 
 def load(
@@ -107,28 +141,7 @@ def load(
     Raises:
         ModelError: the model is unknown, unreachable, incomplete or of another family; the message says what to do.
     """
-    chosen = plan(name, quantization, device, dtype, revision, trust_remote_code)
-    place, hub = _find(name), {"revision": revision, "trust_remote_code": trust_remote_code}
-    options: dict[str, Any] = {"config": chosen.config, "dtype": chosen.dtype, **hub}
-    if chosen.quantization != "none":
-        options["device_map"] = {"": chosen.device}
-        if quantization_of(chosen.config) == "none":
-            config = quantization_config(chosen.quantization, chosen.dtype, list(chosen.whole_parts))
-            options["quantization_config"] = config
-    with reading(name):
-        model, found = AutoModelForImageTextToText.from_pretrained(place, output_loading_info=True, **options)
-    # A ViT's pooler is not used here, and not in every checkpoint.
-    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise ModelError(f"cannot load {name!r}: {len(missing)} weights are not in it, {missing[0]} among them")
-    if chosen.quantization == "none":
-        model = model.to(chosen.device)
-    else:
-        keep_differentiable(model)
-    with reading(name):
-        reader = ImageTextPair if chosen.family is EncoderDecoder else AutoProcessor
-        processor = reader.from_pretrained(place, **hub)
-    return chosen.family(model, processor, name).eval()
+    return plan(name, quantization, device, dtype, revision, trust_remote_code).load()
 
 
 def skeleton(config: PreTrainedConfig, name: str = "") -> VLM:
