@@ -113,9 +113,10 @@ class VLM(nn.Module, ABC):
                 "position_ids": packing.gather(self._positions(batch)),
                 "image_index": packing.image_index,
             }
-        with self._last_layer_at(self._predicting(batch, places)[0]):
+        chosen, labels = self._predicting(batch, places)
+        with self._last_layer_at(chosen):
             hidden = self.hidden_states(features, given)
-        return self.loss(hidden, batch, places)
+        return self._loss_at(chosen, labels, hidden)
 
     def positions_of(self, batch: Batch) -> Tensor:
         """Position ids [..., rows, length]: the batch's own, as in packed rows, or those of its tokens."""
@@ -126,17 +127,19 @@ class VLM(nn.Module, ABC):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_vision):
             return self._encode(batch)
 
-    def loss(self, hidden: Tensor, batch: Batch, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Cross-entropy in nats, summed over the supervised tokens, and their number. The head runs on these alone.
+    def loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy in nats, summed over the supervised tokens, and their number. The head runs on these alone."""
+        return self._loss_at(*self._predicting(batch, None), hidden)
 
-        `places` [rows, length]: where the rows' hidden states stand, if not row by row.
-        """
-        chosen, labels = self._predicting(batch, places)
+    def _loss_at(self, chosen: Tensor, labels: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         hidden = hidden.flatten(0, 1).index_select(0, chosen)
         return head_loss(self.head, hidden, labels), torch.tensor(len(labels), device=labels.device)
 
     def _predicting(self, batch: Batch, places: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Where, in flattened hidden states, the supervised tokens are predicted, and these tokens; both [tokens]."""
+        """Where, in flattened hidden states, the supervised tokens are predicted, and these tokens; both [tokens].
+
+        `places` [rows, length]: where the rows' hidden states stand, if not row by row.
+        """
         labels = batch["labels"][:, 1:]  # position t predicts token t + 1
         supervised = labels != IGNORE
         if places is None:
