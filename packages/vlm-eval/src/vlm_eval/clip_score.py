@@ -43,7 +43,7 @@ def clip_score(
     """
     predictions, _ = check_rows(predictions, predictions)
     clip = _Clip(model, prefix, device, batch_size)
-    scores = _image_scores(clip, predictions, images)
+    scores = _image_scores(clip, predictions, _captions(clip, predictions, images), images)
     choices = {"model": model, "prefix": repr(prefix), "w": WEIGHT}
     return mean_score(scores.tolist(), signature("clip_score", [[]], **choices), {})
 
@@ -67,9 +67,10 @@ def ref_clip_score(
     """
     predictions, references = check_rows(predictions, references)
     clip = _Clip(model, prefix, device, batch_size)
-    to_image = _image_scores(clip, predictions, images)
+    captions = _captions(clip, predictions, images)
+    to_image = _image_scores(clip, predictions, captions, images)
     rows = np.repeat(np.arange(len(references)), [len(row) for row in references])
-    cosines = (clip.texts(predictions)[rows] * clip.texts([text for row in references for text in row])).sum(1)
+    cosines = (captions[rows] * clip.texts([text for row in references for text in row])).sum(1)
     to_reference = np.zeros(len(predictions))  # which is where negative similarities end up too
     np.maximum.at(to_reference, rows, cosines)
     to_reference[[not text.strip() for text in predictions]] = 0
@@ -83,10 +84,14 @@ def ref_clip_score(
     )
 
 
-def _image_scores(clip: "_Clip", predictions: list[str], images: Sequence) -> np.ndarray:
+def _captions(clip: "_Clip", predictions: list[str], images: Sequence) -> np.ndarray:
     if len(images) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions but {len(images)} images: give one image a row")
-    cosines = (clip.texts(predictions) * clip.images(images)).sum(1)
+    return clip.texts(predictions)
+
+
+def _image_scores(clip: "_Clip", predictions: list[str], captions: np.ndarray, images: Sequence) -> np.ndarray:
+    cosines = (captions * clip.images(images)).sum(1)
     cosines[[not text.strip() for text in predictions]] = 0
     return WEIGHT * np.maximum(cosines, 0)
 
