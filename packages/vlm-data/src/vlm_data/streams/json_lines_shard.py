@@ -2,38 +2,31 @@
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from vlm_data.image_folder import ImageFolder
 from vlm_data.schema import BadRow, Rejected
+from vlm_data.streams.indexed_shard import IndexedShard
 from vlm_data.streams.rows import row_of
 
-_BLOCK = 256  # rows that are shuffled as one
 
-
-class JsonLinesShard:
+class JsonLinesShard(IndexedShard):
     """Raises OSError for a file that cannot be read."""
 
-    def __init__(self, path: Path, columns: Mapping[str, str] | None, image_dir: Path) -> None:
-        self.path, self._columns, self._image_dir = path, columns, image_dir
+    block = 256
+
+    def _index(self) -> np.ndarray:
         starts, numbers, start = array("Q"), array("L"), 0
-        with path.open("rb") as file:
+        with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.isspace():
                     starts.append(start)
                     numbers.append(number)
                 start += len(line)
-        self._starts = np.array(starts, dtype=np.uint64)
         self._numbers = np.array(numbers, dtype=np.uint32)  # of the lines, from 1
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def blocks(self) -> list[int]:
-        return [min(_BLOCK, len(self) - start) for start in range(0, len(self), _BLOCK)]
+        return np.array(starts, dtype=np.uint64)
 
     def read(self, positions: Iterable[int]) -> Iterator[dict | Rejected]:
         images = ImageFolder(self._image_dir)

@@ -3,7 +3,7 @@
 import json
 import tarfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,23 +12,17 @@ import numpy as np
 from vlm_data.image_folder import ImageFolder
 from vlm_data.images import looks_like_image
 from vlm_data.schema import BadRow, Rejected
+from vlm_data.streams.indexed_shard import IndexedShard
 from vlm_data.streams.rows import row_of
 
-_BLOCK = 64  # rows that are shuffled as one: some megabytes, long enough to be read at the speed of the disk
 
-
-class TarShard:
+class TarShard(IndexedShard):
     """Raises tarfile.TarError or OSError if not even the first header can be read."""
 
-    def __init__(self, path: Path, columns: Mapping[str, str] | None, image_dir: Path) -> None:
-        self.path, self._columns, self._image_dir = path, columns, image_dir
-        self._starts = _starts(path)
+    block = 64  # some megabytes, long enough to be read at the speed of the disk
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def blocks(self) -> list[int]:
-        return [min(_BLOCK, len(self) - start) for start in range(0, len(self), _BLOCK)]
+    def _index(self) -> np.ndarray:
+        return _starts(self.path)
 
     def read(self, positions: Iterable[int]) -> Iterator[dict | Rejected]:
         images = ImageFolder(self._image_dir)
