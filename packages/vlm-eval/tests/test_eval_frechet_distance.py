@@ -89,6 +89,7 @@ def test_the_line_in_one_over_n_comes_nearer_to_the_truth():
     assert function(*generator.normal(size=(2, 19, 4))).details["infinite_n"] is None
 
 
+@pytest.mark.slow
 def test_the_interval_covers_what_other_samples_give():
     generator = np.random.default_rng(4)
 

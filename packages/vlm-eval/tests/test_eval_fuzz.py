@@ -1,11 +1,13 @@
 """10,000 odd texts: no metric fails, and no value is NaN or out of range."""
 
 import math
+import shutil
+from importlib.util import find_spec
 from random import Random
 
 import pytest
 
-from vlm_eval import anls, bleu, cider, exact_match, relaxed_accuracy, rouge, vqa_accuracy
+from vlm_eval import anls, bleu, cider, exact_match, meteor, relaxed_accuracy, rouge, vqa_accuracy
 
 ALPHABETS = [
     "abc XYZ",
@@ -24,12 +26,19 @@ METRICS = {
     "bleu": (bleu, 1),
     "cider": (cider, 10),
     "exact_match": (lambda p, r: exact_match(p, r, "vqa"), 1),
+    "meteor": (meteor, 1),
     "relaxed_accuracy": (relaxed_accuracy, 1),
     "rouge": (rouge, 1),
     "rougeLsum": (lambda p, r: rouge(p, r, "rougeLsum"), 1),
     "sacrebleu": (lambda p, r: bleu(p, r, variant="sacrebleu"), 1),
     "vqa_accuracy": (vqa_accuracy, 1),
 }
+
+
+@pytest.fixture(autouse=True)
+def _with_its_program(request):
+    if request.node.callspec.params["name"] == "meteor" and not (shutil.which("java") and find_spec("pycocoevalcap")):
+        pytest.skip("needs Java and pycocoevalcap")
 
 
 def texts() -> list[str]:
@@ -41,6 +50,7 @@ def texts() -> list[str]:
     return drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METRICS)
 def test_odd_texts_give_finite_values_in_range(name):
     metric, highest = METRICS[name]
@@ -49,11 +59,14 @@ def test_odd_texts_give_finite_values_in_range(name):
     check(metric(predictions, references), highest)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:CIDEr")
 @pytest.mark.parametrize("name", [name for name in METRICS if not name.startswith("rougeL")])  # Google's is quadratic
 def test_texts_of_100_000_characters(name):
     metric, highest = METRICS[name]
-    check(metric([*LONG, "a"], [[LONG[0], "a"], *LONG[2:], LONG[1], ["", LONG[3]]]), highest)
+    predictions, references = [*LONG, "a"], [[LONG[0], "a"], *LONG[2:], LONG[1], ["", LONG[3]]]
+    rows = slice(2 if name == "meteor" else None)  # METEOR's program is slow with many equal words
+    check(metric(predictions[rows], references[rows]), highest)
 
 
 def check(score, highest: float) -> None:

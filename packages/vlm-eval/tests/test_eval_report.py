@@ -57,6 +57,13 @@ def test_a_picture_is_embedded_once_and_nothing_is_loaded(photos):
     assert not re.search(r"""(src|href)=["']?(?!x )|@import|url\(|https?:""", text.replace("image.src =", ""))
 
 
+def test_sections_stand_below_the_scores_as_they_are():
+    rows = rows_of(2)
+    text = page("t", rows, [run_of("a", rows, set())], sections={"<Curves>": "<p>100 %%DATA%%</p>"})
+    section = "<section><h2>&lt;Curves&gt;</h2><p>100 %%DATA%%</p></section>"
+    assert text.index('id="scores"') < text.index(section) < text.index('id="types"')
+
+
 def test_a_row_without_a_picture_names_its_file_beside_the_page(photos):
     rows = rows_of(1) + [Row("r", ["a"], image=str(photos / "missing one.png"))]
     shown = data_of(page("t", rows, [run_of("a", rows, set())], folder=photos / "scores"))["rows"]

@@ -1,6 +1,8 @@
 """VQA accuracy against the definition, written out annotator by annotator, and the normalisation's published rules."""
 
+import json
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +31,14 @@ def by_definition(prediction: str, answers: list[str], mode: str) -> Fraction:
 @given(ANSWERS, st.lists(ANSWERS, min_size=4, max_size=12), MODES)
 def test_four_and_more_answers_follow_the_definition(prediction, answers, mode):
     assert vqa_accuracy([prediction], [answers], mode).value == float(by_definition(prediction, answers, mode))
+
+
+def test_equal_to_the_challenge_s_program_on_400_odd_rows():
+    """What vqaEval.py of GT-Vision-Lab/VQA (a013f00) gives for rows made of its quirks, rounded to 0.01 %."""
+    rows = json.loads((Path(__file__).parent / "data" / "vqa_challenge.json").read_text(encoding="utf-8"))
+    predictions, references, expected = ([row[name] for row in rows] for name in ("answer", "answers", "accuracy"))
+    score = vqa_accuracy(predictions, references, "official")
+    assert [round(100 * value, 2) for value in score.per_sample] == expected
 
 
 @settings(deadline=None)

@@ -17,9 +17,11 @@ from vlm_eval.rows import check_rows
 from vlm_eval.score import Score, bootstrap_interval, signature
 from vlm_eval.tokenize import tokenize
 
+MAX_WORDS = 512  # of a text: the program's alignment grows with the square, and stops for want of memory at thousands
+
 
 def meteor(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Score:
-    """Corpus METEOR, 0 to 1, with the English parameters; words by `tokenize.py`.
+    """Corpus METEOR, 0 to 1, with the English parameters; words by `tokenize.py`, of a text its first 512.
 
     Args:
         predictions: n texts.
@@ -45,13 +47,13 @@ def meteor(predictions: Sequence[str], references: Sequence[str | Sequence[str]]
             interval=bootstrap_interval(
                 np.array(counts), lambda sums: np.array(program.scores([list(row) for row in sums])[0])
             ),
-            signature=signature("meteor", references, variant="1.5", lang="en", tok="ptb+norm"),
+            signature=signature("meteor", references, variant="1.5", lang="en", tok="ptb+norm", words=MAX_WORDS),
             details={},
         )
 
 
 def _words(text: str) -> str:
-    return " ".join(" ".join(tokenize(text)).split())
+    return " ".join(" ".join(tokenize(text)).split()[:MAX_WORDS])
 
 
 class _Program:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
@@ -24,6 +24,7 @@ def page(
     comparisons: Comparisons | None = None,
     lower_is_better: Collection[str] = (),
     folder: Path | None = None,
+    sections: Mapping[str, str] | None = None,
 ) -> str:
     """HTML of a page that needs no other file and no network.
 
@@ -34,6 +35,7 @@ def page(
         comparisons: of the two runs, by metric.
         lower_is_better: metrics whose worst rows have the highest values.
         folder: where the page will be. Pictures for which there is no room in it are then shown from their files.
+        sections: more to show below the scores, HTML by heading; it is put in as it is.
 
     Raises:
         ValueError: not one or two runs, or runs whose metrics or number of rows differ.
@@ -59,7 +61,9 @@ def page(
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     template = files("vlm_eval.report")
     text = {name: template.joinpath(name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")}
+    more = "".join(f"<section><h2>{html.escape(name)}</h2>{one}</section>\n" for name, one in (sections or {}).items())
     parts = {"TITLE": html.escape(title), "STYLE": text["page.css"], "SCRIPT": text["page.js"], "DATA": data}
+    parts["SECTIONS"] = more
     pieces = text["page.html"].split("%%")  # one pass: a "%%DATA%%" in a caption is left alone
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
 
