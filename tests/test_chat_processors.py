@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 import vlm_data
 import vlm_models
-from vlm_data.collators.chat import CAPTION_PROMPT
+from vlm_data.collators.conversation_text import CAPTION_PROMPT
 from vlm_models.families import Chat
 
 SIDE = 32  # pixels of a tile
@@ -195,6 +195,83 @@ def test_rows_are_those_that_the_processor_makes(vlm, rows):
         said = vlm.processor.tokenizer.decode(labels[labels != -100][:-1]).strip()
         assert said == row["references"][0]
         assert vlm.processor.tokenizer.decode(labels[labels != -100][-1:]) == ENDS.get(vlm.name, "<|im_end|>")
+
+
+@pytest.fixture
+def conversation(rows) -> dict:
+    """A system message, then two questions: about two pictures, and about the first of them again."""
+    said = [
+        ("system", "be brief.", False),
+        ("user", "first <image>\nsecond <image>\nwhich is red?", False),
+        ("assistant", "the second", True),
+        ("user", "again <image> how many?", False),
+        ("assistant", "two circles", True),
+    ]
+    first, second, _ = (row["image"] for row in rows)
+    turns = [dict(zip(("role", "text", "loss"), one, strict=True)) for one in said]
+    return {**rows[0], "turns": turns, "images": [first, second, first], "references": ["the second"]}
+
+
+def conversed(vlm: Chat, row: dict, turns: int) -> dict[str, torch.Tensor]:
+    """What the processor makes of the first turns of the conversation, to be answered if a question is the last."""
+    messages = []
+    for turn in row["turns"][:turns]:
+        parts = [part.strip() for part in turn["text"].split("<image>")]
+        content = [{"type": "text", "text": parts[0]}]
+        for part in parts[1:]:
+            content += [{"type": "image"}, {"type": "text", "text": part}]
+        messages.append({"role": turn["role"], "content": content})
+    asks = messages[-1]["role"] == "user"
+    text = vlm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+    images = [vlm_data.decode(image) for image in row["images"][: text.count(vlm.processor.image_token)]]
+    return vlm.processor(text=[text], images=[images], add_special_tokens=False, return_tensors="pt")
+
+
+def test_conversations_are_those_that_the_processor_makes(vlm, conversation, rows):
+    """Of LLaVA-OneVision the processor shows several images smaller than one alone; here each is shown as if alone."""
+    collate = vlm_data.collator(vlm.processor, vlm.family)
+    batch = collate([rows[0], conversation])
+    assert batch["image_index"].tolist() == [0, 1, 2, 3]
+    ids, labels = (batch[name][1][batch["attention_mask"][1].bool()] for name in ("input_ids", "labels"))
+    end = vlm.processor.tokenizer.convert_tokens_to_ids(ENDS.get(vlm.name, "<|im_end|>"))
+    trained = vlm.processor.tokenizer.decode(labels[labels != -100])
+    assert [answer.strip() for answer in trained.split(vlm.processor.tokenizer.decode([end]))] == [
+        "the second",
+        "two circles",
+        "",
+    ]
+    if vlm.name != "llava_onevision":
+        whole = conversed(vlm, conversation, 5)["input_ids"][0]
+        assert ids.tolist() == whole[: int((whole == end).nonzero().max()) + 1].tolist()
+        asked = collate.prompts([rows[0], conversation])
+        prompt = asked["input_ids"][1][asked["attention_mask"][1].bool()]
+        assert prompt.tolist() == conversed(vlm, conversation, 2)["input_ids"][0].tolist()
+    assert int((ids == vlm.model.config.image_token_id).sum()) == sum(map(len, vlm.encode_images(_double(batch))[1:]))
+
+
+def test_losses_of_conversations_are_those_of_class_and_processor(vlm, conversation, rows):
+    if vlm.name == "llava_onevision":
+        pytest.skip("shows several images otherwise")
+    batch = _double(vlm_data.collator(vlm.processor, vlm.family)([rows[0], conversation]))
+    loss, _ = vlm(batch)
+    alone, _ = vlm(_double(vlm_data.collator(vlm.processor, vlm.family)(rows[:1])))
+    inputs = _double(conversed(vlm, conversation, 5))
+    labels = batch["labels"][1][batch["attention_mask"][1].bool()]
+    logits = vlm.model(**inputs).logits[0, : len(labels) - 1]
+    expected = torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum")
+    assert loss.item() - alone.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_answers_to_conversations_are_those_of_their_rows(vlm, conversation, rows):
+    vlm.float()
+    collate = vlm_data.collator(vlm.processor, vlm.family)
+    together = vlm.generate(collate.prompts([conversation, *rows]), max_new_tokens=5)
+    alone = [vlm.generate(collate.prompts([row]), max_new_tokens=5)[0] for row in [conversation, *rows]]
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+
+
+def _double(batch) -> dict:
+    return {name: one.double() if name == "pixel_values" else one for name, one in batch.items()}
 
 
 def test_losses_are_those_of_class_and_processor(vlm, rows):

@@ -1,18 +1,21 @@
 """Collators on stand-ins for tokenizer and image processor: what goes where, and what is told when it does not fit."""
 
+import pickle
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from PIL import Image
 
-from vlm_data import DataError, collator
+from vlm_data import FEATURES, DataError, collator, fit
 
 
 class Words:
     """A tokenizer of whole words; ids are given out as words come."""
 
     pad_token_id, cls_token_id, sep_token_id, bos_token_id, eos_token_id = 0, 1, 2, 3, 4
+    eos_token = "</s>"
 
     def __init__(self):
         self.ids = {"<image>": 9}
@@ -32,6 +35,9 @@ class Pixels:
 
     def __init__(self):
         self.seen = 0
+
+    def get_number_of_image_patches(self, height, width, more):
+        return 16
 
     def __call__(self, images, return_tensors):
         self.seen += len(images)
@@ -142,6 +148,54 @@ def test_unknown_family():
         collator(processor(), "clip")
 
 
+def test_an_answer_is_drawn_by_frequency_from_seed_row_and_epoch(rows):
+    row = {**rows[2], "references": ["blue", *["navy"] * 3]}
+    collate = collator(processor(), "git", answer_choice="sample", seed=1)
+
+    def drawn(row, epoch, collate=collate):
+        token = collate([row], epoch=epoch)["labels"][0, -2].item()
+        return next(word for word, index in collate.tokenizer.ids.items() if index == token)
+
+    answers = [drawn(row, epoch) for epoch in range(300)]
+    assert 45 <= answers.count("blue") <= 105  # a quarter of 300; four standard deviations are 30
+    again = collator(collate.processor, "git", answer_choice="sample", seed=1)
+    assert [drawn(row, epoch, again) for epoch in range(20)] == answers[:20]
+    others = [[drawn({**row, "id": id}, epoch) for epoch in range(20)] for id in ("a", "b")]
+    assert others[0] != others[1] != answers[:20]
+    assert {drawn(row, epoch, collator(collate.processor, "git")) for epoch in range(20)} == {"navy"}
+    with pytest.raises(DataError, match="unknown answer_choice 'all'; known: frequent, sample"):
+        collator(processor(), "git", answer_choice="all")
+
+
+def test_an_answer_without_tokens_is_named(rows):
+    with pytest.raises(DataError, match="red:1: its answer has no tokens"):
+        collator(processor(), "git")([{**rows[0], "references": ["  "]}])
+
+
+def test_padding_is_told(rows):
+    batch = collator(processor(), "git")(rows)
+    assert batch["padding"] == pytest.approx(1 - (7 + 5 + 4) / 21)
+
+
+def test_a_conversation_is_for_chat_models(rows):
+    def turns(*roles):
+        return [{"role": role, "text": "x", "loss": role == "assistant"} for role in roles]
+
+    plain = {**rows[0], "turns": turns("user", "assistant"), "images": [rows[0]["image"]]}
+    assert (
+        collator(processor(), "git")([plain])["labels"].tolist()
+        == collator(processor(), "git")(rows[:1])["labels"].tolist()
+    )
+    message = "red:1: this model takes one question .* 3 turns, a system message among them, with 1 image"
+    with pytest.raises(DataError, match=message):
+        collator(processor(), "git")([{**plain, "turns": turns("system", "user", "assistant")}])
+    with pytest.raises(DataError, match=r"of 2 turns with 2 image\(s\); train a chat model on it"):
+        collator(processor(), "git")([{**plain, "images": [rows[0]["image"], rows[2]["image"]]}])
+    plain["turns"][1]["loss"] = False
+    with pytest.raises(DataError, match="no turn of it is to be trained on"):
+        collator(processor(), "git")([plain])
+
+
 class Chatty(SimpleNamespace):
     """A processor whose template marks turns with [ and ]."""
 
@@ -156,6 +210,7 @@ class Chatty(SimpleNamespace):
 @pytest.fixture
 def chat():
     tokenizer = Words()
+    tokenizer.eos_token = "]"
     tokenizer.eos_token_id = tokenizer("]", add_special_tokens=False).input_ids[0]
     return collator(Chatty(tokenizer=tokenizer, image_processor=Pixels(), image_token="<image>"), "chat")
 
@@ -180,3 +235,76 @@ def test_chat_asks_for_a_description_where_there_is_no_prompt(rows, chat):
 def test_chat_refuses_a_prompt_that_holds_a_placeholder(rows, chat):
     with pytest.raises(DataError, match="holds the image placeholder <image>"):
         chat([{**rows[0], "prompt": "what is <image> ?"}])
+
+
+@pytest.fixture
+def conversation(rows):
+    said = [
+        ("system", "be brief", False),
+        ("user", "first <image> then <image> which is red?", False),
+        ("assistant", "the first", True),
+        ("user", "why?", False),
+        ("assistant", "so", False),
+        ("user", "and <image> now?", False),
+        ("assistant", "none", True),
+    ]
+    turns = [dict(zip(("role", "text", "loss"), one, strict=True)) for one in said]
+    return {**rows[0], "turns": turns, "images": [rows[0]["image"], rows[2]["image"], rows[0]["image"]]}
+
+
+def test_chat_supervises_the_turns_with_loss_and_shows_images_where_their_tags_are(rows, chat, conversation):
+    batch = chat([conversation, rows[0]])
+    words = {index: word for word, index in chat.tokenizer.ids.items()}
+    said = [words[index] for index in batch["input_ids"][0].tolist()]
+    shown = "<image> <image> <image> <image>"
+    assert " ".join(said) == (
+        f"[ system be brief ] [ user first {shown} then {shown} which is red? ] [ assistant the first ] "
+        f"[ user why? ] [ assistant so ] [ user and {shown} now? ] [ assistant none ]"
+    )
+    assert [words[index] for index in batch["labels"][0].tolist() if index != -100] == [
+        "the",
+        "first",
+        "]",
+        "none",
+        "]",
+    ]
+    assert batch["image_index"].tolist() == [0, 1, 2, 3]  # no image is shared where a row has several
+    assert batch["pixel_values"][::16, 0].tolist() == [255.0, 0.0, 255.0, 255.0]
+    prompt = chat.prompts([conversation])
+    assert " ".join(words[index] for index in prompt["input_ids"][0].tolist()) == (
+        f"[ system be brief ] [ user first {shown} then {shown} which is red? ] [ assistant"
+    )
+    assert prompt["image_index"].tolist() == [0, 1]
+
+
+def test_chat_goes_to_another_process(rows, chat, conversation):
+    expected = chat([conversation, rows[0]])
+    again = pickle.loads(pickle.dumps(chat))([conversation, rows[0]])
+    assert all(torch.equal(again[name], expected[name]) for name in ("input_ids", "labels", "pixel_values"))
+
+
+def test_chat_refuses_a_conversation_that_does_not_fit_together(chat, conversation):
+    with pytest.raises(DataError, match="red:1: 3 <image> tags for 2 images"):
+        chat([{**conversation, "images": conversation["images"][:2]}])
+    silent = [{**turn, "loss": False} for turn in conversation["turns"]]
+    with pytest.raises(DataError, match="red:1: no turn of it is to be trained on"):
+        chat([{**conversation, "turns": silent}])
+
+
+def test_fit_keeps_the_rows_that_the_model_takes_and_tells_their_lengths(rows, chat, tmp_path):
+    table = datasets.Dataset.from_list([*rows, {**rows[0], "source": "gone:1"}], features=FEATURES)
+    (tmp_path / "red.png").unlink()
+    rejected, calls = [], []
+    good, lengths = fit(table, chat, rejected, lambda done, total: calls.append((done, total)))
+    assert good["source"][:] == ["blue:1"] and lengths.tolist() == [12]  # [ user 4 x image what? ] [ assistant navy ]
+    assert calls == [(n, 4) for n in range(1, 5)]
+    assert [record.source for record in rejected] == ["red:1", "red:1", "gone:1"]
+    assert "cannot be read" in rejected[0].reason
+    assert chat.processor.image_processor.seen == 0  # only headers are read
+    chat.max_length = 12
+    assert len(fit(good, chat, rejected)[0]) == 1
+    chat.max_length = 11
+    assert len(fit(good, chat, rejected)[0]) == 0
+    assert rejected[-1].reason == (
+        "12 tokens (4 of them of images), the model takes 11; shorten the prompt or the answer, or show smaller images"
+    )

@@ -170,6 +170,8 @@ def test_an_open_quote_is_reported_where_it_opens(folder):
         ("caption,question\nx,y\n", "columns found: caption, question; needed"),
         ("image,caption,caption\na.png,x,y\n", "the column 'caption' is there twice"),
         ("image,caption\n".encode("utf-16"), "there are no rows in it"),
+        (b"PK\x03\x04 image,caption", "not text but a zip archive or Excel's; unpack it, or save the table as CSV"),
+        (b"\x1f\x8b\x08\0", "not text but packed by gzip; unpack it"),
         ("image,caption\na.png,x\n".encode("utf-16") + b"\0", "broken utf-16"),
         ("image,caption\na.png,x\n".encode("utf-16") + b"\0\xd8", "broken utf-16"),
         (b"\xef\xbb\xbfimage,caption\na.png,caf\xe9\n", r"not UTF-8, though .* \(byte 0xe9 on line 2\)"),
@@ -236,6 +238,7 @@ def test_columns_by_name(folder):
             read(folder, text, columns=wrong)
 
 
+@pytest.mark.slow
 def test_the_memory_for_reading_does_not_grow_with_the_table(folder):
     """Python's own peak is that of a batch; the rows are in Arrow's memory, at some 100 bytes each."""
     path, peaks = folder / "table.csv", []

@@ -37,6 +37,8 @@ def rows(tmp_path):
 def test_every_number(rows, tmp_path):
     found = vlm_data.describe(rows)
     assert found.as_dict() == {
+        "turns": {},
+        "images": {},
         "rows": 6,
         "captions": 0,
         "questions": 6,

@@ -14,6 +14,7 @@ spec = find_spec("easy_vqa")
 installed = pytest.mark.skipif(spec is None, reason="easy-vqa is not installed")
 
 
+@pytest.mark.slow
 @installed
 @pytest.mark.parametrize(("split", "count", "images"), [("train", 38_575, 4_000), ("test", 9_673, 1_000)])
 def test_all_rows_as_they_are(split, count, images):

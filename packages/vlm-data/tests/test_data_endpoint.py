@@ -161,6 +161,7 @@ def test_what_passes_is_tried_again(serve, products, tmp_path, wrong):
     assert server.asked[5] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -221,6 +222,7 @@ with Journal(path, {"model": "a-model"}) as journal:
 """
 
 
+@pytest.mark.slow
 def test_after_a_kill_no_reply_is_asked_for_twice(serve, products, tmp_path):
     server = serve(delay=0.2)
     arguments = [sys.executable, "-c", RUN, server.url, str(tmp_path / "j"), *(product.path for product in products)]

@@ -6,6 +6,8 @@ import pytest
 
 import vlm_data
 from vlm_data import DataError
+from vlm_data.image_folder import ImageFolder
+from vlm_data.schema import BadRow
 
 
 @pytest.fixture
@@ -115,3 +117,10 @@ def test_odd_names_are_bad_rows_not_crashes(root, name):
 def test_a_name_that_begins_with_dots_does_not_leave(root):
     put(root, "1.jpg")
     assert "image not found" in reason(root, "..nothing.jpg")
+
+
+@pytest.mark.parametrize("name", ["a\ud800.png", "a\0.png"])
+def test_a_name_that_no_file_can_have(root, name):
+    root.mkdir(exist_ok=True)
+    with pytest.raises(BadRow, match="image name is broken"):
+        ImageFolder(root).find(name)

@@ -8,9 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
 from vlm_data import ImageError, content_key, decode
+from vlm_data.images import size_of
 
 WHITE = (255, 255, 255)
 
@@ -308,3 +309,15 @@ def test_content_key_is_the_hash_of_the_file(tmp_path):
     assert content_key({"path": str(tmp_path / "a.png"), "bytes": data + b"x"}) != expected
     with pytest.raises(ImageError, match="cannot be read"):
         content_key(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_of_is_the_size_that_decode_gives(kind, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    buffer = io.BytesIO()
+    Image.new("RGB", (13, 7)).save(buffer, kind, exif=exif)
+    assert size_of(buffer.getvalue()) == decode(buffer.getvalue()).size
+    with pytest.raises(ImageError, match="is empty"):
+        size_of(b"")

@@ -162,7 +162,8 @@ def test_every_way_to_write_one_exchange(tmp_path, name):
     put(tmp_path, "a.jpg")
     rows = vlm_data.open(put(tmp_path, name, content=text))
     assert rows["prompt"][:] == ["What is it?"] * len(SAME) and rows["references"][:] == [["A dog."]] * len(SAME)
-    assert set(names(rows)) == {"a.jpg"} and rows.features == vlm_data.FEATURES
+    assert set(names(rows)) == {"a.jpg"} and set(rows.features) - set(vlm_data.FEATURES) == {"turns", "images"}
+    assert all(len(row["images"]) == 1 and row["turns"][0]["text"] == "What is it?" for row in rows)
     assert rows["source"][1] == f"{tmp_path}/{name}" + ("[1]" if name == "x.json" else ":2")
 
 
@@ -174,18 +175,11 @@ LONG = {
 TWO = {"images": ["a.jpg", "b.jpg"], **openai({"type": "image"}, {"type": "image"}, TEXT)}
 
 
-def test_several_turns_and_images_are_rejected_unless_asked_for(tmp_path):
+def test_several_turns_and_images(tmp_path):
     put(tmp_path, "a.jpg", "b.jpg")
     silent = {"images": ["a.jpg"], **openai(TEXT)}
     silent["messages"] = [silent["messages"][0], {**silent["messages"][1], "loss": False}]
-    path = put(tmp_path, "x.json", content=[LONG, TWO, llava(), silent])
-    rejected = []
-    assert len(vlm_data.open(path, rejected=rejected)) == 1
-    first = "the turns are system, user, assistant, user, assistant, with 1 images; needed: one question and answer"
-    assert rejected[0].reason.startswith(first) and "with 2 images" in rejected[1].reason
-    assert [record.source for record in rejected] == [f"{path}[{n}]" for n in (0, 1, 3)]
-
-    rows = vlm_data.open(path, format="conversation-turns")
+    rows = vlm_data.open(put(tmp_path, "x.json", content=[LONG, TWO, llava(), silent]))
     turns = [[(turn["role"], turn["text"], turn["loss"]) for turn in row["turns"]] for row in rows]
     assert turns[0] == [
         ("system", "Be brief.", False),

@@ -129,16 +129,16 @@ def test_webdataset_samples_that_are_rejected(tmp_path):
     assert vlm_data.open(path, rejected=rejected)["id"][:] == ["x-good"]
     reasons = {record.source.removeprefix(f"{path}:"): record.reason for record in rejected}
     expected = {
-        "bare": "no .txt or .json among its members png",
-        "blind": "0 images among its members txt",
-        "two": "2 images among its members a.png, b.png, txt",
+        "bare": "no .txt or .json among its files (png)",
+        "blind": "0 images among its files (txt)",
+        "two": "2 images among its files (a.png, b.png, txt)",
         "twice": "twice.png is there twice",
         "empty": "caption is empty",
         "latin": ".txt is not UTF-8",
         "json": "not JSON",
         "list": "its .json is no object but list",
         "none": "none is a caption or a question",
-        "talk": "its .json holds a conversation",
+        "talk": "the conversation is empty",
     }
     assert reasons.keys() == expected.keys()
     assert all(expected[key] in reasons[key] for key in expected)
@@ -160,11 +160,25 @@ def test_a_damaged_shard_is_read_up_to_the_damage(tmp_path):
         rejected = []
         rows = vlm_data.open(tmp_path / name, rejected=rejected)
         assert len(rows) >= 1 and set(rows["id"]) <= {f"{name[:-4]}-{n}" for n in (0, 1)}
-        assert rejected[-1].source.startswith(f"{tmp_path}/{name}: after ")
-        assert "not readable as tar" in rejected[-1].reason
+        assert rejected[-1].source.startswith(f"{tmp_path}/{name}")
+        assert "damaged here" in rejected[-1].reason
     (tmp_path / "junk.tar").write_bytes(b"junk" * 1000)
     with pytest.raises(DataError, match="junk.tar: not readable as tar"):
         vlm_data.open(tmp_path / "junk.tar")
+
+
+@pytest.mark.parametrize("first", ["talk", "text"])
+def test_a_conversation_among_other_samples_is_rejected_and_the_reverse(tmp_path, first):
+    turns = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "dog"}]
+    members = {
+        "talk": [("talk.png", PICTURES[0]), ("talk.json", json.dumps({"messages": turns}).encode())],
+        "text": [("text.png", PICTURES[1]), ("text.txt", b"words")],
+    }
+    path = shard(tmp_path / "x.tar", *members.pop(first), *members.popitem()[1])
+    rejected = []
+    rows = vlm_data.verify(vlm_data.open(path, rejected=rejected), rejected)
+    assert rows["id"][:] == [f"x-{first}"] and ("turns" in rows.column_names) == (first == "talk")
+    assert len(rejected) == 1 and "conversation" in rejected[0].reason
 
 
 def test_links_in_a_shard_are_not_followed(tmp_path):
@@ -178,7 +192,7 @@ def test_links_in_a_shard_are_not_followed(tmp_path):
         info = tarfile.TarInfo("a.txt")
         info.size = 5
         tar.addfile(info, io.BytesIO(b"words"))
-    with pytest.raises(DataError, match="0 images among its members txt"):
+    with pytest.raises(DataError, match=r"0 images among its files \(txt\)"):
         vlm_data.open(path)
 
 

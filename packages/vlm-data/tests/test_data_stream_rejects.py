@@ -14,6 +14,7 @@ from PIL import Image
 
 import vlm_data
 from vlm_data import DataError
+from vlm_data.collators.answers import answer_of
 from vlm_data.streams import stream
 
 
@@ -76,10 +77,10 @@ def test_bad_samples_of_a_tar_are_named_and_do_not_end_it(tmp_path):
     assert sorted(reasons) == ["3", "4", "5", "6", "7", "no-image"]
     assert all(record.source.startswith(f"{tmp_path}/a.tar:") for record in rejected)
     assert "cut off" in reasons["3"] or "damaged" in reasons["3"]
-    assert "cannot be read" in reasons["4"] and "cannot be read" in reasons["6"]
-    assert "is a list" in reasons["5"]
-    assert "none is a caption or a question" in reasons["7"]
-    assert "no image among its files (txt)" in reasons["no-image"]
+    assert "its .json: not JSON" in reasons["4"] and ".txt is not UTF-8" in reasons["6"]
+    assert "is no object but list" in reasons["5"]
+    assert "no .txt or .json" in reasons["7"]
+    assert "0 images among its files (txt)" in reasons["no-image"]
     with pytest.raises(DataError, match=r"a\.tar:"):
         numbers(stream(tmp_path).loader(4))
 
@@ -139,7 +140,7 @@ def test_bad_lines_are_named_by_their_number(tmp_path):
     assert found == [0]
     reasons = {record.source: record.reason for record in rejected}
     assert set(reasons) == {f"{tmp_path}/a.jsonl:{line}" for line in range(3, 14)} and len(rejected) == 11
-    assert "missing.png cannot be read" in reasons[f"{tmp_path}/a.jsonl:10"]
+    assert "image not found: " in reasons[f"{tmp_path}/a.jsonl:10"]
     assert "leaves the image folder" in reasons[f"{tmp_path}/a.jsonl:11"]
 
 
@@ -243,6 +244,7 @@ print(count, early, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows_read(tmp_path):
     (tmp_path / "0.png").write_bytes(png(0))
     line = json.dumps({"image": "0.png", "caption": "x" * 1000}) + "\n"
@@ -254,3 +256,54 @@ def test_memory_does_not_grow_with_the_rows_read(tmp_path):
     count, early, late = map(int, result.stdout.split())  # kB
     assert count == 120_000
     assert late - early < 10_000
+
+
+def test_conversations_are_read_from_every_kind_of_shard(tmp_path):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    turns = [{"role": "user", "content": "<image> and <image>?"}, {"role": "assistant", "content": "row 1"}]
+    record = {"images": ["0.png", "1.png"], "messages": turns}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    pq.write_table(pa.Table.from_pylist([record]), tmp_path / "b.parquet")
+    with tarfile.open(tmp_path / "c.tar", "w") as tar:
+        for name in ("0.png", "1.png"):
+            member(tar, f"7.{name}", png(int(name[0])))
+        member(tar, "7.json", json.dumps({"messages": turns}).encode())
+    for name in ("a.jsonl", "b.parquet", "c.tar"):
+        ((row,),) = stream(tmp_path / name).loader(1)
+        assert [turn["text"] for turn in row["turns"]] == ["<image> and <image>?", "row 1"], name
+        shown = [vlm_data.decode(image).getpixel((0, 0))[0] for image in row["images"]]
+        assert shown == [0, 1] and row["image"] == row["images"][0], name
+    assert vlm_data.open(tmp_path / "c.tar")["turns"][0] == row["turns"]
+
+
+class Told(vlm_data.Collator):
+    """A collator that gives the answers drawn."""
+
+    def __init__(self):
+        self.answer_choice = "sample"
+
+    def spans(self, row, images, answer):
+        raise NotImplementedError
+
+    def __call__(self, rows, images=None, epoch=0):
+        return [answer_of(row, "sample", 0, epoch) for row in rows]
+
+
+def test_answers_are_drawn_by_the_epoch_of_the_stream(tmp_path):
+    (tmp_path / "0.png").write_bytes(png(0))
+    record = {"image": "0.png", "question": "which?", "answers": [str(number) for number in range(50)]}
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(record)] * 8))
+    loader = stream(tmp_path, shuffle=False).loader(4, Told())
+    epochs = [[one for batch in loader for one in batch] for _ in range(2)]
+    rows = [{"id": f"a-{line}", "references": record["answers"], "source": "x"} for line in range(1, 9)]
+    assert epochs == [[answer_of(row, "sample", 0, epoch) for row in rows] for epoch in range(2)]
+    assert epochs[0] != epochs[1]
+
+
+def test_parquet_whose_names_are_damaged_is_rejected(tmp_path):
+    write_parquet(tmp_path / "a.parquet", range(5))
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"caption", b"c\xe1ption"))
+    found, rejected = read(stream(tmp_path))
+    assert found == [] and rejected and all(record.source.startswith(f"{tmp_path}/a.parquet") for record in rejected)

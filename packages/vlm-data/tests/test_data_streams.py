@@ -126,6 +126,7 @@ def test_a_state_goes_on_where_it_was_taken_after_any_number_of_rows(shards):
         assert [head + numbers(resumed), numbers(resumed)] == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [(2, 2, 2), (4, 4, 4), (0, 4, 2)])
 def test_resuming_twice_and_into_the_next_epoch_with_workers(shards, workers):
     whole = epochs(stream(shards, window=32).loader(4), 3)
@@ -156,6 +157,7 @@ print(json.dumps([texts, loader.state()]))
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_goes_on_and_another_after_it(tmp_path):
     for part in range(3):
         write_tar(tmp_path / f"{part}.tar", range(80 * part, 80 * part + 80))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import datasets
 
+from vlm_data.collators import image_identity
 from vlm_data.images import ImageError, decode, pixel_key
 from vlm_data.looking_alike import Look, near_pairs
 
@@ -20,6 +21,7 @@ _BAR = 40  # characters of the longest bar
 class Description:
     """Counts of rows and pictures; `str()` makes it a page of text.
 
+    turns and images are those of a conversation, empty for other data; prompts and references are their first.
     longer_side is in pixels and counts distinct pictures; the words of a text are what spaces part.
     copies: pictures that are there in several files. look_alikes: pairs of different pictures that are nearly equal.
     repeated: rows whose picture and prompt another row has too. broken: images that do not decode, and why.
@@ -31,6 +33,8 @@ class Description:
     without_reference: int
     references: int
     pictures: int
+    turns: Histogram
+    images: Histogram
     longer_side: Histogram
     sizes: Histogram
     prompt_words: Histogram
@@ -54,6 +58,8 @@ class Description:
             f"{self.references:,} references, {self.distinct_references:,} of them distinct",
         ]
         for title, histogram in (
+            ("turns of a conversation", self.turns),
+            ("images of a conversation", self.images),
             ("longer side of the pictures, in pixels", self.longer_side),
             ("words in a prompt", self.prompt_words),
             ("words in a reference", self.reference_words),
@@ -71,11 +77,20 @@ class Description:
 
 def describe(rows: datasets.Dataset, top: int = 10) -> Description:
     """Describe rows as `open` gives them, every distinct image decoded once, in threads. top: references to list."""
+    several = "images" in rows.column_names  # conversations
     images: dict[str | bytes, int] = {}  # the first row of each
-    for index, image in enumerate(rows["image"]):
-        images.setdefault(image["path"] if image["bytes"] is None else image["bytes"], index)
+    places: list[int] = []  # and where in that
+    for index, shown in enumerate(rows["images" if several else "image"]):
+        for place, image in enumerate(shown if several else [shown]):
+            if image_identity(image) not in images:
+                images[image_identity(image)] = index
+                places.append(place)
+
+    def look(index: int, place: int) -> tuple:
+        return _look(rows[index]["images"][place] if several else rows[index]["image"])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looked = dict(zip(images, pool.map(lambda index: _look(rows[index]["image"]), images.values()), strict=True))
+        looked = dict(zip(images, pool.map(look, images.values(), places), strict=True))
     files: dict[str, list] = {}  # of each picture
     for image, (_, key, _) in looked.items():
         files.setdefault(key, []).append(image)
@@ -87,8 +102,7 @@ def describe(rows: datasets.Dataset, top: int = 10) -> Description:
     prompts, references = rows["prompt"][:], rows["references"][:]
     texts = [text for row in references for text in row]
     asked = Counter(
-        (looked[image["path"] if image["bytes"] is None else image["bytes"]][1], prompt)
-        for image, prompt in zip(rows["image"], prompts, strict=True)
+        (looked[image_identity(image)][1], prompt) for image, prompt in zip(rows["image"], prompts, strict=True)
     )
     answers = Counter(texts)
     return Description(
@@ -98,6 +112,8 @@ def describe(rows: datasets.Dataset, top: int = 10) -> Description:
         without_reference=sum(not row for row in references),
         references=len(texts),
         pictures=len(first),
+        turns=_histogram(map(len, rows["turns"])) if several else {},
+        images=_histogram(map(len, rows["images"])) if several else {},
         longer_side=_histogram(max(size) for size, _, _ in first),
         sizes=dict(Counter(f"{width}x{height}" for (width, height), _, _ in first).most_common(top)),
         prompt_words=_histogram(len(prompt.split()) for prompt in prompts if prompt is not None),

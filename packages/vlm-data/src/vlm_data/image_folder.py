@@ -24,9 +24,13 @@ def files_below(folder: Path) -> list[str]:
 
 
 class ImageFolder:
-    """The images below one folder. Raises DataError if the folder does not exist."""
+    """The images below one folder. Raises DataError if the folder does not exist.
 
-    def __init__(self, root: str | os.PathLike) -> None:
+    search: whether to look for a name anywhere below, for which all names are listed; else it is where it says.
+    """
+
+    def __init__(self, root: str | os.PathLike, search: bool = True) -> None:
+        self._search = search
         self.root = Path(os.path.abspath(root))
         if not self.root.is_dir():
             raise DataError(f"{root}: no such image folder; give the images' folder as image_dir")
@@ -48,13 +52,15 @@ class ImageFolder:
 
     def _find(self, names: tuple[str, ...]) -> str:
         for name in names:
-            if not name or "\0" in name:
+            if not name or "\0" in name or not _is_file_name(name):
                 raise BadRow(f"image name is {'empty' if not name else 'broken'}")
             places = [name, os.path.join(name[:2], name)] if name[:2].isalnum() else [name]
             for place in places:
                 path = self.inside(os.path.join(self.root, place))
                 if os.path.isfile(path):
                     return os.path.normpath(path)
+        if not self._search:
+            raise BadRow(f"image not found: {self.root / names[0]}")
         for name in names:
             matches = [path for path in self._by_name.get(os.path.basename(name), ()) if _same_tail(path, name)]
             absolute = [str(self.root / match) for match in matches]
@@ -84,6 +90,15 @@ class ImageFolder:
         at = bisect.bisect(self._names, name)
         near = difflib.get_close_matches(name, self._names[max(0, at - 50) : at + 50])
         return f" (nearest: {', '.join(near)})" if near else ""
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a file can have the name; JSON's "\\ud800" is not even Unicode."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _same_tail(path: str, name: str) -> bool:

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 89_478_485  # Pillow's own default: 1 GiB / 4 / 3, a quarter of a gibibyte as RGB
 MAX_RATIO = 200  # of the longer to the shorter side; more than that is refused by Qwen2-VL's resizing too
@@ -52,14 +52,31 @@ def decode(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(image, Image.Image):
         return _checked_rgb(image, f"{image.mode} image", max_pixels)
     data, name = _read(image)
-    try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} has too many pixels ({error})") from error
-    except Exception as error:  # plugins raise many kinds on bytes that are not theirs
-        raise ImageError(f"{name} {_describe(data)}") from error
-    with picture:
+    with _opened(data, name) as picture:
         return _checked_rgb(picture, name, max_pixels)
+
+
+def size_of(image: ImageLike) -> tuple[int, int]:
+    """(width, height) in pixels of the picture that `decode` gives, from the file's header but of a TIFF.
+
+    An orientation that a PNG tells behind its pixels is not seen. Raises ImageError for what cannot be opened; damage
+    to the pixels shows in `decode` only.
+    """
+    if isinstance(image, Image.Image):
+        return image.size
+    data, name = _read(image)
+    with _opened(data, name) as picture:
+        if (
+            picture.format == "TIFF"
+        ):  # of which Pillow's versions differ in whether the size is that of the upright picture
+            return _checked_rgb(picture, name, MAX_PIXELS).size
+        if picture.format == "PNG" and "exif" not in picture.info:  # Pillow would decode it to look behind the pixels
+            return picture.size
+        try:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        except Exception:  # a damaged EXIF block, see _upright
+            turned = False
+        return picture.size[::-1] if turned else picture.size
 
 
 def pixel_key(picture: Image.Image) -> str:
@@ -90,6 +107,16 @@ def _read(image: dict | str | os.PathLike | bytes) -> tuple[bytes, str]:
         except OSError as error:
             raise ImageError(f"{name} cannot be read: {error.strerror}") from error
     return data, name
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """Its header read; not decoded yet."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name} has too many pixels ({error})") from error
+    except Exception as error:  # plugins raise many kinds on bytes that are not theirs
+        raise ImageError(f"{name} {_describe(data)}") from error
 
 
 def _describe(data: bytes) -> str:
@@ -130,6 +157,8 @@ def _checked_rgb(picture: Image.Image, name: str, max_pixels: int) -> Image.Imag
 
 def _upright(picture: Image.Image) -> Image.Image:
     try:
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return picture  # most are; Pillow would make a copy
         return ImageOps.exif_transpose(picture)
     except Exception:  # a damaged EXIF block says nothing against the pixels
         return picture

@@ -1,7 +1,7 @@
 """A JSON file: one object, or records in an array or one a line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ LINES = (".jsonl", ".ndjson")
 Record = tuple[str, Any]  # its source, such as "qa.jsonl:3" or "qa.json[2]", and its value or why there is none
 
 
-def content(path: Path) -> dict | Iterator[Record]:
+def content(path: Path, slim: Callable[[dict], Any] | None = None) -> dict | Iterator[Record]:
     """The object that the file is, or its records. Records on lines are read one by one, an array as a whole.
 
-    Raises DataError for a file that is neither.
+    slim: see `parse_json`. Raises DataError for a file that is neither.
     """
     if path.suffix.lower() in LINES:
         return _lines(path)
     text = read_text(path)
-    if text.startswith("{") and _is_object(text.partition("\n")[0]) and text.count("\n{"):
+    if text.startswith("{") and "\n{" in text and _is_object(text.partition("\n")[0]):
         return _lines(path)
-    value = parse_json(text, str(path))
+    value = parse_json(text, str(path), slim)
     if isinstance(value, list):
         return ((f"{path}[{index}]", record) for index, record in enumerate(value))
     if not isinstance(value, dict):

@@ -45,7 +45,6 @@ READERS = {
     "coco-captions": coco_captions.read,
     "vqa-v2": vqa_v2.read,
     "conversations": conversations.read,
-    "conversation-turns": conversations.read_turns,
     "json-records": json_records.read,
     "parquet": parquet.read,
     "webdataset": web_dataset.read,

@@ -25,23 +25,21 @@ def rows(records: Iterable[tuple[str, Any]], asked: Request, id_prefix: str | No
         if isinstance(record, Rejected):
             yield record
             continue
+        if columns is None and isinstance(record, Mapping):
+            columns = Columns.choose(record, asked.columns, str(asked.path))
         try:
-            if not isinstance(record, Mapping):
-                raise BadRow(f"no object with named values but {type(record).__name__}")
-            if columns is None:
-                columns = Columns.choose(record, asked.columns, str(asked.path))
-            prompt, references = columns.texts(record)
-            image = image_of(record.get(columns.image), images)
+            yield row_of(record, f"{id_prefix or asked.path.stem}-{number}", source, columns, images)
         except BadRow as error:
             yield Rejected(source, str(error))
-        else:
-            yield {
-                "id": f"{id_prefix or asked.path.stem}-{number}",
-                "image": image,
-                "prompt": prompt,
-                "references": references,
-                "source": source,
-            }
+
+
+def row_of(record: Any, id: str, source: str, columns: Columns | None, images: ImageFolder | None) -> dict:
+    """The row of a record. Raises BadRow. Columns may be None only for what is no record."""
+    if not isinstance(record, Mapping):
+        raise BadRow(f"no object with named values but {type(record).__name__}")
+    prompt, references = columns.texts(record)
+    image = image_of(record.get(columns.image), images)
+    return {"id": id, "image": image, "prompt": prompt, "references": references, "source": source}
 
 
 def image_of(value: Any, images: ImageFolder | None) -> dict:

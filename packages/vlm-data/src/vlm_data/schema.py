@@ -18,7 +18,7 @@ _TURN = {"role": datasets.Value("string"), "text": datasets.Value("string"), "lo
 # Columns that some sources have besides; all rows of one source have the same.
 EXTRA_FEATURES = datasets.Features(
     {
-        "pixels": datasets.Value("string"),  # hash of the decoded picture, once `verify` has decoded it
+        "pixels": datasets.Value("string"),  # hashes of the decoded pictures, parted by spaces; `verify` adds it
         "question_type": datasets.Value("string"),  # VQAv2: "what color is the"
         "answer_type": datasets.Value("string"),  # VQAv2: "yes/no", "number" or "other"
         "images": datasets.List(datasets.Image(decode=False)),  # of a conversation, in the order of its tags

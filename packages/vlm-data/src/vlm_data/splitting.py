@@ -24,12 +24,14 @@ def split(
     stratify: spread the pictures evenly over the parts by their most frequent reference instead. Every answer then has
     its share in both parts, to within one picture, but adding rows can move others.
 
+    Pictures that one row shows together go to one side, with all that other rows show with either.
+
     Rows keep their order. Rows that `verify` has seen are not decoded again. Raises DataError for a fraction outside
     (0, 1) or fewer than two distinct pictures, ImageError for an image that does not decode.
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
-    keys = keys_of(rows)
+    keys = _joined(keys_of(rows))
     place = {key: _place(key, seed) for key in keys}
     if len(place) < 2:
         raise DataError(f"cannot split rows of {len(place)} distinct image(s): two are needed")
@@ -38,25 +40,45 @@ def split(
         in_val = _spread(ordered, _strata(rows, keys), val_fraction, _place("", seed))
     else:
         in_val = {key for key in ordered if place[key] < val_fraction}
-    in_val = (in_val | {ordered[0]}) - {ordered[-1]}  # at least one picture on each side
+    in_val = in_val or {ordered[0]}  # at least one picture on each side
+    in_val = in_val if len(in_val) < len(ordered) else in_val - {ordered[-1]}
     mask = np.array([key in in_val for key in keys])
     return rows.select(np.flatnonzero(~mask)), rows.select(np.flatnonzero(mask))
 
 
 def overlap(train: datasets.Dataset, test: datasets.Dataset) -> list[tuple[str, str]]:
     """For each picture that is in both, the first row of each that shows it, by their `source`; empty if none is."""
-    first = [dict(zip(reversed(keys_of(rows)), reversed(rows["source"][:]), strict=True)) for rows in (train, test)]
-    return [(first[0][key], source) for key, source in reversed(first[1].items()) if key in first[0]]
+    first: list[dict[str, str]] = [{}, {}]
+    for sources, rows in zip(first, (train, test), strict=True):
+        for keys, source in zip(keys_of(rows), rows["source"][:], strict=True):
+            for key in keys.split():
+                sources.setdefault(key, source)
+    return [(first[0][key], source) for key, source in first[1].items() if key in first[0]]
 
 
 def keys_of(rows: datasets.Dataset) -> list[str]:
-    """The hash of each row's picture: the column `pixels`, or decoded now. Raises ImageError."""
+    """The hashes of each row's pictures, parted by spaces: the column `pixels`, or decoded now. Raises ImageError."""
     if "pixels" in rows.column_names:
         return rows["pixels"][:]
     keys, problems = pixel_keys(rows)
     if None in keys:
         raise ImageError(next(problem for problem in problems if problem is not None))
     return keys
+
+
+def _joined(keys: list[str]) -> list[str]:
+    """For each row one picture that stands for all that go with its own: the same for rows that share one."""
+    other: dict[str, str] = {}  # of a picture, one that it goes with and that comes before it in the alphabet
+
+    def standing_for(key: str) -> str:
+        while key in other:
+            key = other[key]
+        return key
+
+    for row in set(keys):
+        found = sorted({standing_for(key) for key in row.split()})
+        other.update(dict.fromkeys(found[1:], found[0]))
+    return [standing_for(row.partition(" ")[0]) for row in keys]
 
 
 def _place(key: str, seed: int) -> float:

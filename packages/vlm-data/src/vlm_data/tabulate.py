@@ -14,7 +14,7 @@ _ROWS, _BYTES = 5_000, 1 << 28  # a batch's limits; Arrow's own is 2 GiB of imag
 def tabulate(items: Iterable[dict | Rejected], rejected: list[Rejected] | None) -> datasets.Dataset | None:
     """A data set of the rows; what is rejected goes to the list (None: raises DataError). None if there was no item.
 
-    The columns are `FEATURES` and those of `EXTRA_FEATURES` that the first row has.
+    The columns are `FEATURES` and those of `EXTRA_FEATURES` that the first row has; a row that has others is rejected.
     """
     batches, rows, held, empty = [], [], 0, True
     digest = hashlib.sha256()  # of what is in it, which datasets would find by pickling all of it once more
@@ -24,8 +24,14 @@ def tabulate(items: Iterable[dict | Rejected], rejected: list[Rejected] | None) 
         if isinstance(item, Rejected):
             reject(item, rejected)
             continue
+        extra = {name: kind for name, kind in EXTRA_FEATURES.items() if name in item}
         if not batches and not rows:
-            features = datasets.Features({**FEATURES, **{k: v for k, v in EXTRA_FEATURES.items() if k in item}})
+            features = datasets.Features({**FEATURES, **extra})
+        elif len(features) != len(FEATURES) + len(extra) or not features.keys() >= extra.keys():
+            kinds = "a conversation among rows that are none", "no conversation, and others are"
+            reason = f"{kinds['turns' not in item]}; keep the two in data sets of their own"
+            reject(Rejected(item["source"], reason), rejected)
+            continue
         rows.append(item)
         held += len(item["image"]["bytes"] or b"")
         if len(rows) == _ROWS or held > _BYTES:

@@ -3,7 +3,7 @@
 import codecs
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -11,6 +11,13 @@ from vlm_data.schema import DataError
 
 _LOG = logging.getLogger("vlm_data")
 _CHUNK = 1 << 20  # bytes: a large table is never in memory as a whole
+_PACKED = {
+    b"PK\x03\x04": "a zip archive or Excel's; unpack it, or save the table as CSV",
+    b"\x1f\x8b": "packed by gzip; unpack it",
+    b"(\xb5/\xfd": "packed by zstd; unpack it",
+    b"%PDF": "a PDF",
+    b"PAR1": "Parquet; let its name end in .parquet",
+}
 _LONGEST_LINE = 1 << 27  # characters of one JSON record
 
 
@@ -46,6 +53,8 @@ class TextFile:
 
     def _encoding(self, file: BinaryIO) -> str:
         head = file.read(4)
+        if kind := next((kind for start, kind in _PACKED.items() if head.startswith(start)), None):
+            raise DataError(f"{self.path}: not text but {kind}")
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "utf-16"
         zeros = [byte == 0 for byte in head]
@@ -79,10 +88,12 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), f"{path}")
 
 
-def parse_json(text: str, source: str) -> Any:
-    """The value of a JSON text. Raises DataError that begins with the source."""
+def parse_json(text: str, source: str, slim: Callable[[dict], Any] | None = None) -> Any:
+    """The value of a JSON text, with what `slim` makes of each object in its place, so that not all of a large file is
+    held. Raises DataError that begins with the source.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_hook=slim)
     except RecursionError:
         raise DataError(f"{source}: JSON nested too deeply") from None
     except ValueError as error:

@@ -17,10 +17,11 @@ def verify(
     rejected: list[Rejected] | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> datasets.Dataset:
-    """The rows whose image decodes; each of the others goes to `rejected` (None: the first one raises DataError).
+    """The rows whose images decode; each of the others goes to `rejected` (None: the first one raises DataError).
 
-    Each unique image is decoded once, in threads, and dropped at once; a hash of it stays as the column `pixels`, by
-    which `split`, `overlap` and `describe` know equal pictures. progress(done, total) counts unique images.
+    Each unique image is decoded once, in threads, and dropped at once; a hash of it stays as the column `pixels` (of
+    several images, parted by spaces), by which `split` and `overlap` know equal pictures. progress(done, total) counts
+    unique images.
     """
     keys, problems = pixel_keys(rows, progress)
     for source, key, problem in zip(rows["source"], keys, problems, strict=True):
@@ -34,22 +35,37 @@ def verify(
 def pixel_keys(
     rows: datasets.Dataset, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[str | None], list[str | None]]:
-    """(keys, problems): of each row's picture its hash, or None and what is wrong with it."""
-    first_row: dict[str | bytes, int] = {}  # of each image
-    images = []  # of each row
-    for index, image in enumerate(rows["image"]):
-        key = image["path"] if image["bytes"] is None else hashlib.sha256(image["bytes"]).digest()
-        images.append(key)
-        first_row.setdefault(key, index)
-    found = {}
+    """(keys, problems): of each row's pictures the hashes, parted by spaces, or None and what is wrong with one."""
+    column = "images" if "images" in rows.column_names else "image"
+    first: dict[str | bytes, tuple[int, int]] = {}  # of each image its row, and its place there
+    shown = []  # of each row
+    for index, images in enumerate(rows[column]):
+        images = images if column == "images" else [images]
+        shown.append([_identity(image) for image in images])
+        for place, key in enumerate(shown[-1]):
+            first.setdefault(key, (index, place))
+    found: dict[str | bytes, tuple[str | None, str | None]] = {}
+
+    def look(at: tuple[int, int]) -> tuple[str | None, str | None]:
+        value = rows[at[0]][column]
+        return _key_or_problem(value[at[1]] if column == "images" else value)
+
     # Not by way of the images themselves: all their bytes would wait in the pool's queue.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda index: _key_or_problem(rows[index]["image"]), first_row.values())
-        for done, (key, result) in enumerate(zip(first_row, results, strict=True), start=1):
+        for done, (key, result) in enumerate(zip(first, pool.map(look, first.values()), strict=True), start=1):
             found[key] = result
             if progress is not None:
-                progress(done, len(first_row))
-    return [found[key][0] for key in images], [found[key][1] for key in images]
+                progress(done, len(first))
+    problems = [next((found[key][1] for key in of_row if found[key][0] is None), None) for of_row in shown]
+    keys = [
+        " ".join(found[key][0] for key in of_row) if problem is None else None
+        for of_row, problem in zip(shown, problems, strict=True)
+    ]
+    return keys, problems
+
+
+def _identity(image: dict) -> str | bytes:
+    return image["path"] if image["bytes"] is None else hashlib.sha256(image["bytes"]).digest()
 
 
 def _key_or_problem(image: dict) -> tuple[str | None, str | None]:

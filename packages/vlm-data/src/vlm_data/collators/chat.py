@@ -1,36 +1,78 @@
-"""Chat models: the row is written with the processor's own chat template and the answer is the assistant's turn.
+"""Chat models: a row is written with the processor's own chat template; what the assistant says is trained on.
 
-The template holds one placeholder for the image. What the processor writes in its place (one for each token that the
+The template holds one placeholder for each image. What the processor writes in its place (one for each token that the
 image becomes, marks between its tiles) goes with the image as `placeholders`: questions about one image share it.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlm_data.collators.base import Collator, ImageInputs
+from vlm_data.collators.base import Collator, ImageInputs, Row, Span, images_of
+from vlm_data.collators.conversation_text import IMAGE, Message, answered_at, messages_of, written
+from vlm_data.images import size_of
 from vlm_data.schema import DataError
 
-CAPTION_PROMPT = "Describe the image."
 TILES = ("pixel_values", "pixel_attention_mask")  # an image's tiles, and which of their pixels are real
 # Image encoders that take one of these want as many tiles of every image; others all images' tiles in a row.
 PADDED = ("pixel_attention_mask", "image_sizes")
+Edges = tuple[tuple[int, ...], tuple[int, ...]]  # text that an image's placeholders begin and end with
 
 
 class ChatCollator(Collator):
     """Collates for processors with a chat template: SmolVLM, Idefics3, LLaVA-OneVision, Gemma 3, InternVL."""
 
-    def __init__(self, processor, max_length: int | None = None, padding_side: str = "right"):
-        super().__init__(processor, max_length, padding_side)
+    def __init__(self, processor: Any, *args: Any, **options: Any):
+        super().__init__(processor, *args, **options)
         added = getattr(self.tokenizer, "get_added_vocab", dict)()
         self._marks = {*added.values(), self.tokenizer.eos_token_id}  # tokens that text on either side never joins
+        ends = sorted({*added, self.tokenizer.eos_token}, key=len, reverse=True)
+        self._end = re.compile("|".join(map(re.escape, ends)))
+        self._remember()
+
+    def _remember(self) -> None:
         # Rendering a template takes longer than the rest of collation; questions repeat, within and between epochs.
-        self._prompt_parts = lru_cache(maxsize=65536)(self._prompt_parts)
-        self.answer_ids = lru_cache(maxsize=65536)(self.answer_ids)
+        self._pieces = lru_cache(maxsize=16384)(self._pieces)
+        self._sized = lru_cache(maxsize=16384)(self._sized)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pieces", "_sized")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker process that is spawned, not forked."""
+        self.__dict__.update(state)
+        self._remember()
+
+    def spans(self, row: Row, images: Sequence[ImageInputs], answer: str | None) -> list[Span]:
+        bodies, edges = [], []
+        for ids in map(self.image_ids, images):
+            marks = [place for place, token in enumerate(ids) if token in self._marks] or [0, len(ids) - 1]
+            start, end = marks[0], marks[-1] + 1
+            bodies.append(Span(ids[start:end]))
+            edges.append((tuple(ids[:start]), tuple(ids[end:])))
+        try:
+            messages = messages_of(row, len(images), answer)
+            pieces = self._pieces(messages, tuple(edges))
+        except DataError as error:
+            raise DataError(f"{row['source']}: {str(error).removeprefix(row['source'] + ': ')}") from error
+        shown = iter(bodies)
+        return [next(shown) if piece is None else piece for piece in pieces]
+
+    def prompts(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The same up to the first answer, with the images shown until then."""
+        return super().prompts([_asked(row) for row in rows])
+
+    def image_ids(self, image: ImageInputs) -> list[int]:
+        return image["placeholders"].tolist()
+
+    def outline(self, image: Mapping[str, Any]) -> ImageInputs:
+        return self._sized(size_of(image))
 
     def image_inputs(self, images: Sequence[Image.Image]) -> list[ImageInputs]:
         """Of each image its tiles [tiles, channels, height, width] and its `placeholders` [tokens]."""
@@ -49,30 +91,9 @@ class ChatCollator(Collator):
             joined["image_tiles"] = torch.tensor([len(tiles) for tiles in of_all["pixel_values"]])
         return joined
 
-    def prompt_ids(self, prompt: str | None, image: ImageInputs) -> list[int]:
-        ids = self.image_ids(image)
-        marks = [place for place, token in enumerate(ids) if token in self._marks] or [0, len(ids) - 1]
-        start, end = marks[0], marks[-1] + 1
-        # Text at its ends (Gemma's line breaks) is tokenized with what stands around.
-        before, after = self._prompt_parts(prompt, tuple(ids[:start]), tuple(ids[end:]))
-        return [*before, *ids[start:end], *after]
-
-    def image_ids(self, image: ImageInputs) -> list[int]:
-        """The tokens that stand for an image."""
-        return image["placeholders"].tolist()
-
-    def answer_ids(self, answer: str, prompt: str | None) -> list[int]:
-        asked = [_user(prompt or CAPTION_PROMPT)]
-        told = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        before = self.processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-        whole = self.processor.apply_chat_template(told, tokenize=False)
-        if not whole.startswith(before):
-            raise DataError(
-                "the chat template writes the question differently once it is answered; cannot mask the prompt"
-            )
-        ids = self.tokenizer(whole[len(before) :], add_special_tokens=False).input_ids
-        ends = [place for place, token in enumerate(ids) if token in self._marks]
-        return ids[: ends[-1] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
+    def _sized(self, size: tuple[int, int]) -> ImageInputs:
+        """What tells the tokens of an image of this size, by way of a blank one."""
+        return {"placeholders": self._image_input(Image.new("RGB", size))["placeholders"]}
 
     def _image_input(self, image: Image.Image) -> ImageInputs:
         token = self.processor.image_token
@@ -82,20 +103,42 @@ class ChatCollator(Collator):
         of_image = {name: value[0] if padded else value for name, value in taken.items()}
         return {"placeholders": inputs["input_ids"][0], **of_image}
 
-    def _prompt_parts(
-        self, prompt: str | None, first: tuple[int, ...], last: tuple[int, ...]
-    ) -> tuple[list[int], list[int]]:
-        """Token ids of the rendered conversation before and after its image, with what the image begins and ends."""
+    def _pieces(self, messages: tuple[Message, ...], edges: tuple[Edges, ...]) -> list[Span | None]:
+        """The conversation's spans, None for each image, whose text at its ends is tokenized with what is around it."""
         token = self.processor.image_token
-        text = self.processor.apply_chat_template(
-            [_user(prompt or CAPTION_PROMPT)], add_generation_prompt=True, tokenize=False
-        )
-        if text.count(token) != 1:
-            raise DataError(f"the prompt {prompt!r} holds the image placeholder {token}; remove it")
-        before, after = text.split(token)
-        if first or last:
-            before, after = before + self.tokenizer.decode(first), self.tokenizer.decode(last) + after
-        return tuple(self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, after))
+        pieces: list[Span | None] = []
+        waiting, shown = "", iter(edges)  # text that the last image ends with
+        texts = written(messages, self.processor.apply_chat_template, self._end)
+        found = sum(text.count(token) for text, _ in texts)
+        if found != len(edges):
+            raise DataError(f"the text holds the image placeholder {token} {found} times; remove it")
+        for text, trained in texts:
+            if trained and token in text:
+                raise DataError(f"the answer holds the image placeholder {token}; remove it")
+            *before_images, last = text.split(token)
+            for part in before_images:
+                first, after = (self.tokenizer.decode(edge) if edge else "" for edge in next(shown))
+                pieces += [self._span(waiting + part + first), None]
+                waiting = after
+            pieces.append(self._span(waiting + last, trained))
+            waiting = ""
+        return pieces
+
+    def _span(self, text: str, trained: bool = False) -> Span:
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if getattr(self.processor, "image_token_id", None) in ids:  # the model would put an image there
+            raise DataError("the text holds what stands for an image's tokens; remove it")
+        ended = not trained or ids and ids[-1] in self._marks
+        return Span(ids if ended else [*ids, self.tokenizer.eos_token_id], trained)
+
+
+def _asked(row: Row) -> Row:
+    """The row up to its first answer."""
+    if not row.get("turns"):
+        return row
+    turns = row["turns"][: answered_at(row["turns"])]
+    tags = sum(turn["text"].count(IMAGE) for turn in turns)
+    return {**row, "turns": turns, "images": images_of(row)[: tags or 1]}
 
 
 def _stack_padded(tensors: Sequence[Tensor]) -> Tensor:
@@ -106,7 +149,3 @@ def _stack_padded(tensors: Sequence[Tensor]) -> Tensor:
         for tensor in tensors
     ]
     return torch.stack([F.pad(tensor, gap) for tensor, gap in zip(tensors, gaps, strict=True)])
-
-
-def _user(prompt: str) -> dict:
-    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}

@@ -4,10 +4,11 @@ GPT-2 has one special token for beginning, end and padding. Labels are therefore
 padding id would mask the end token too, and the model would never learn to stop.
 """
 
-from vlm_data.collators.base import Collator, ImageInputs
+from vlm_data.collators.base import ImageInputs
+from vlm_data.collators.one_question import OneQuestionCollator
 
 
-class EncoderDecoderCollator(Collator):
+class EncoderDecoderCollator(OneQuestionCollator):
     """Collates for `VisionEncoderDecoderModel`; `input_ids` are the decoder's."""
 
     def prompt_ids(self, prompt: str | None, image: ImageInputs) -> list[int]:

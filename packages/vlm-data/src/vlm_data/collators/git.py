@@ -1,9 +1,10 @@
 """GIT: `[CLS] question answer [SEP]`. The image's tokens are added inside the model, before the text."""
 
-from vlm_data.collators.base import Collator, ImageInputs
+from vlm_data.collators.base import ImageInputs
+from vlm_data.collators.one_question import OneQuestionCollator
 
 
-class GitCollator(Collator):
+class GitCollator(OneQuestionCollator):
     """Collates for `GitForCausalLM`: a caption follows [CLS] at once, an answer follows the question."""
 
     def prompt_ids(self, prompt: str | None, image: ImageInputs) -> list[int]:

@@ -1,6 +1,7 @@
 """Qwen's chat models: images of any size, as rows of patches without tiles."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,8 +13,8 @@ from vlm_data.collators.chat import ChatCollator
 class QwenCollator(ChatCollator):
     """Collates for Qwen2-VL, Qwen2.5-VL and Qwen3-VL. Batches carry `image_grid_thw`, which positions depend on."""
 
-    def __init__(self, processor, max_length: int | None = None, padding_side: str = "right"):
-        super().__init__(processor, max_length, padding_side)
+    def __init__(self, processor: Any, *args: Any, **options: Any):
+        super().__init__(processor, *args, **options)
         self.image_id = self.tokenizer.convert_tokens_to_ids(processor.image_token)
 
     def image_inputs(self, images: Sequence[Image.Image]) -> list[ImageInputs]:
@@ -33,3 +34,8 @@ class QwenCollator(ChatCollator):
         """A placeholder for every token, into which `merge_size` x `merge_size` patches are merged."""
         tokens = int(image["image_grid_thw"].prod()) // self.processor.image_processor.merge_size**2
         return [self.image_id] * tokens
+
+    def _sized(self, size: tuple[int, int]) -> ImageInputs:
+        width, height = size
+        patches = self.processor.image_processor.get_number_of_image_patches(height, width, {})
+        return {"image_grid_thw": torch.tensor([1, 1, patches])}  # the tokens depend on the product alone

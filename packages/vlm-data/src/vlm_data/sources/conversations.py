@@ -1,6 +1,7 @@
 """Conversations about images: LLaVA and ShareGPT ("conversations", from and value), OpenAI ("messages", role, content).
 
-`<image>` in a text, or a content part of type image, marks where an image is shown.
+`<image>` in a text, or a content part of type image, marks where an image is shown. Of a conversation about one image
+the tag is left out: where the one image stands is the model family's to say.
 """
 
 from collections.abc import Iterator
@@ -23,18 +24,6 @@ def matches(record: Any) -> bool:
 
 
 def read(asked: Request) -> Iterator[dict | Rejected]:
-    """One row for each conversation of one question and one answer about one image; others are rejected."""
-    for row in read_turns(asked):
-        if isinstance(row, dict):
-            turns, images = row.pop("turns"), row.pop("images")
-            if [turn["role"] for turn in turns] != ["user", "assistant"] or len(images) != 1 or not turns[1]["loss"]:
-                roles = ", ".join(turn["role"] for turn in turns)
-                reason = f"the turns are {roles}, with {len(images)} images; needed: one question and answer, one image"
-                row = Rejected(row["source"], f"{reason}; format='conversation-turns' keeps every turn")
-        yield row
-
-
-def read_turns(asked: Request) -> Iterator[dict | Rejected]:
     """One row for each conversation, with all its `images` and `turns`; its first question and answer are the row's."""
     images = ImageFolder(asked.image_dir or asked.path.parent)
     for number, (source, record) in enumerate(json_file.records(asked.path)):
@@ -42,12 +31,13 @@ def read_turns(asked: Request) -> Iterator[dict | Rejected]:
             yield record
             continue
         try:
-            yield {"id": f"{asked.path.stem}-{number}", "source": source, **_row(record, images)}
+            yield row_of(record, f"{asked.path.stem}-{number}", source, images)
         except BadRow as error:
             yield Rejected(source, str(error))
 
 
-def _row(record: Any, images: ImageFolder) -> dict:
+def row_of(record: Any, id: str, source: str, images: ImageFolder) -> dict:
+    """The row of a conversation. Raises BadRow."""
     if not matches(record):
         raise BadRow(f"none of {', '.join(FIELDS)} is there")
     messages = next(record[name] for name in FIELDS if name in record)
@@ -71,13 +61,14 @@ def _row(record: Any, images: ImageFolder) -> dict:
     roles = [turn["role"] for turn in turns if turn["role"] != "system"]
     if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
         raise BadRow(f"the turns are {', '.join(roles)}; needed: user and assistant in turn")
-    if len(shown) == 1:  # where the one image stands is the model family's to say
+    if len(shown) == 1:
         turns = [{**turn, "text": turn["text"].replace(TAG, "").strip()} for turn in turns]
     question, answer = (next(turn["text"] for turn in turns if turn["role"] == role) for role in ("user", "assistant"))
     if not all(turn["text"] for turn in turns):
         raise BadRow("a turn is empty")
     found = [image_of(image, images) for image in shown]
-    return {"image": found[0], "prompt": question, "references": [answer], "images": found, "turns": turns}
+    texts = {"prompt": question, "references": [answer], "turns": turns}
+    return {"id": id, "source": source, "image": found[0], "images": found, **texts}
 
 
 def _turn(message: Any) -> tuple[dict, list]:

@@ -1,7 +1,9 @@
 """VQAv2: a file of questions and one of annotations with ten answers to each (Goyal et al., 2017)."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vlm_data import json_file
 from vlm_data.columns import as_text, as_texts
@@ -22,7 +24,7 @@ def read(asked: Request) -> Iterator[dict | Rejected]:
     gives them (see `annotations_path`). Without any, the questions have no references.
     """
     path = asked.path
-    content = json_file.content(path)
+    content = json_file.content(path, _slim)
     if not isinstance(content, dict) or not matches(content):
         raise DataError(f"{path}: needed: the file of questions, an object with questions, as VQAv2 has it")
     questions = json_file.objects(content["questions"], "questions", path)
@@ -66,11 +68,17 @@ def _annotations(content: dict, path: Path) -> dict | None:
         if path == questions or not path.is_file():
             return None
         ImageFolder(questions.parent).inside(str(path))
-        content = json_file.content(path)
+        content = json_file.content(path, _slim)
         if not isinstance(content, dict) or "annotations" not in content:
             raise DataError(f"{path}: it holds no annotations to the questions of {questions.name}")
     found = json_file.objects(content["annotations"], "annotations", path)
     return {key_of(annotation.get("question_id")): annotation for annotation in found}
+
+
+def _slim(value: dict) -> Any:
+    """An answer's text for the object it is in: with ten answers to each question, most of the memory."""
+    answer = value.get("answer")
+    return sys.intern(answer) if isinstance(answer, str) and "answer_id" in value else value
 
 
 def _answers(annotation: dict | None) -> dict:

@@ -29,7 +29,7 @@ class JsonLinesShard(IndexedShard):
         return np.array(starts, dtype=np.uint64)
 
     def read(self, positions: Iterable[int]) -> Iterator[dict | Rejected]:
-        images = ImageFolder(self._image_dir)
+        images = ImageFolder(self._image_dir, search=False)
         with self.path.open("rb") as file:
             for position in positions:
                 number = self._numbers[position]

@@ -6,12 +6,14 @@ workers, and a count of rows is all there is to remember.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from vlm_data.collators import Collator
 from vlm_data.images import ImageError, decode
 from vlm_data.schema import DataError, Rejected, reject
 
@@ -86,7 +88,11 @@ class _Share(IterableDataset):
     """What is left of an epoch for one process: (places, batch or None, rejected records) of each batch."""
 
     def __init__(self, loader: Loader, epoch: int, row: int) -> None:
-        self._stream, self._collate, self._epoch, self._row = loader.stream, loader._collate, epoch, row
+        self._stream, self._epoch, self._row = loader.stream, epoch, row
+        # Ours draws answers by the epoch.
+        self._collate = (
+            partial(loader._collate, epoch=epoch) if isinstance(loader._collate, Collator) else loader._collate
+        )
         self._rank, self._world_size, self._batch_size = loader.rank, loader.world_size, loader.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, Any, list[Rejected]]]:

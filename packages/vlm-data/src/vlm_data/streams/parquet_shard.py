@@ -34,7 +34,7 @@ class ParquetShard:
         return [length for length in self._lengths if length]
 
     def read(self, positions: Iterable[int]) -> Iterator[dict | Rejected]:
-        images = ImageFolder(self._image_dir)
+        images = ImageFolder(self._image_dir, search=False)
         for group, run in groupby(positions, lambda position: int(np.searchsorted(self._ends, position, side="right"))):
             run = list(run)
             sources = [f"{self.path}:{position}" for position in run]

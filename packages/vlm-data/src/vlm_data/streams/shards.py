@@ -56,7 +56,7 @@ def open_shard(path: Path, columns: Mapping[str, str] | None, image_dir: str | o
     image_dir = ImageFolder(image_dir or path.parent).root
     try:
         return FORMATS[path.suffix](path, columns, image_dir)
-    except (OSError, tarfile.TarError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, TypeError, OverflowError, tarfile.TarError, pa.ArrowException) as error:
         return BrokenShard(path, f"the shard cannot be read ({error})")
 
 
