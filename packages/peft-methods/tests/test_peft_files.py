@@ -90,6 +90,17 @@ def test_saving_twice_replaces_and_leaves_other_files(folder):
     assert torch.equal(other(X), model(X))
 
 
+def test_the_same_adapter_is_the_same_bytes(tmp_path):
+    """safetensors alone writes two entries of metadata in either order."""
+    attachment = pm.attach(Model(), pm.GRIT(rank=2, targets=["fc"]))
+    written = set()
+    for number in range(8):
+        attachment.save(tmp_path / str(number))
+        written.add((tmp_path / str(number) / files.WEIGHTS).read_bytes())
+    assert len(written) == 1
+    assert type(pm.load(Model(), tmp_path / "0").method) is pm.GRIT
+
+
 @pytest.mark.parametrize("failing", ["adapter_model.safetensors", "adapter_config.json", "sync"])
 def test_interrupted_save_is_never_a_mixture(folder, monkeypatch, failing):
     before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}

@@ -48,6 +48,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(tmp_path):
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES)

@@ -35,7 +35,7 @@ def write_adapter(folder: str | os.PathLike, files: AdapterFiles) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as writing:
         contiguous = {key: tensor.contiguous() for key, tensor in files.tensors.items()}
         # "format" tells transformers and peft that the tensors are torch's. Not save_file: it hides files from others.
-        Path(writing, WEIGHTS).write_bytes(save(contiguous, files.metadata | {"format": "pt"}))
+        Path(writing, WEIGHTS).write_bytes(_ordered(save(contiguous, files.metadata | {"format": "pt"})))
         Path(writing, CONFIG).write_text(json.dumps(files.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in (WEIGHTS, CONFIG):
             _sync(Path(writing, name))
@@ -68,6 +68,15 @@ def read_adapter(folder: str | os.PathLike) -> AdapterFiles:
         raise AdapterError(f"{folder}: {WEIGHTS} is missing; save the adapter again") from None
     except SafetensorError as error:
         raise AdapterError(f"{folder / WEIGHTS}: not a safetensors file ({error}); save the adapter again") from None
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: safetensors writes them in another order each time."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(size) + content[8 + size :]
 
 
 def _sync(path: Path) -> None:
