@@ -120,6 +120,7 @@ def write_for_ever(folder, seed: int) -> None:
         kept.write(KEYS[number], entries[number])
 
 
+@pytest.mark.slow
 def test_entries_survive_kill_9(tmp_path):
     chance, read = random.Random(0), 0
     expected = {KEYS[number]: large(number)["features"] for number in range(4)}

@@ -63,10 +63,10 @@ class _Rows:
     cache: keys and values of what was read. seen [rows, width]: which of its columns are a row's tokens, not padding.
     """
 
-    def __init__(self, vlm: "VLM", features: list[Tensor], image_index: Tensor):
+    def __init__(self, vlm: "VLM", features: list[Tensor], image_index: Tensor, count: int):
         self.vlm, self.features, self.image_index = vlm, features, image_index
         self.cache = vlm._cache()
-        self.seen = torch.ones(len(image_index), 0, dtype=torch.bool, device=image_index.device)
+        self.seen = torch.ones(count, 0, dtype=torch.bool, device=image_index.device)
 
     def read(self, ids: Tensor, real: Tensor, positions: Tensor) -> Tensor:
         """Read tokens [rows, width], padded on the left where not `real`: hidden states [rows, dim] of the last."""
@@ -114,10 +114,10 @@ def _read_prompts(vlm: "VLM", features: list[Tensor], batch: "Batch", positions:
 
     everyone = list(range(len(columns)))
     if groups is None:
-        rows = _Rows(vlm, features, index)
+        rows = _Rows(vlm, features, index, len(columns))
         return rows, rows.read(*piece(everyone, columns))
     firsts, lengths = zip(*((group[0], shared) for group, shared in groups), strict=True)
-    rows = _Rows(vlm, features, index[torch.tensor(firsts, device=index.device)])
+    rows = _Rows(vlm, features, index[torch.tensor(firsts, device=index.device)], len(firsts))
     hidden = rows.read(*piece(firsts, [columns[row][:shared] for row, shared in zip(firsts, lengths, strict=True)]))
     group_of = {row: number for number, (group, _) in enumerate(groups) for row in group}
     copies = torch.tensor([group_of[row] for row in everyone], device=index.device)

@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache
 from vlm_models.generation import Answer, generate
 from vlm_models.head_loss import head_loss
 from vlm_models.last_layer import only_at
-from vlm_models.packing import pack
+from vlm_models.packing import Packing, pack
 
 Batch = Mapping[str, Any]
 IGNORE = -100  # the label of positions that are not supervised
@@ -38,6 +38,7 @@ class VLM(nn.Module, ABC):
     vision_parts: ClassVar[tuple[str, ...]]
     language_parts: ClassVar[tuple[str, ...]]
     packs: bool = True  # rows of one image behind one copy of it, where their attention takes any mask
+    plain: bool = False  # every row in full and the head at every position, to compare the fast paths with
 
     def __init__(self, model: nn.Module, processor: Any, name: str):
         super().__init__()
@@ -103,7 +104,9 @@ class VLM(nn.Module, ABC):
         Rows that show the same image are packed behind one copy of it, which changes nothing but time (`packing.py`).
         """
         features = batch["features"] if "features" in batch else self.encode_images(batch)
-        packing = pack(batch, self._placeholders(batch), self._beside(features)) if self.packs else None
+        if self.plain:
+            return self._plain_loss(self.hidden_states(features, batch), batch)
+        packing = self.packing(features, batch)
         ids, places, given = batch["input_ids"], None, batch
         if packing is not None:
             places = packing.places
@@ -117,6 +120,18 @@ class VLM(nn.Module, ABC):
         with self._last_layer_at(chosen):
             hidden = self.hidden_states(features, given)
         return self._loss_at(chosen, labels, hidden)
+
+    def packing(self, features: list[Tensor], batch: Batch) -> Packing | None:
+        """How `forward` packs the rows of a training batch; None where each goes through the model by itself."""
+        if self.plain or not self.packs:
+            return None
+        return pack(batch, self._placeholders(batch), self._beside(features))
+
+    def _plain_loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, labels = self.head(hidden)[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        loss = nn.functional.cross_entropy(logits.to(wide), labels, ignore_index=IGNORE, reduction="sum")
+        return loss, (labels != IGNORE).sum()
 
     def positions_of(self, batch: Batch) -> Tensor:
         """Position ids [..., rows, length]: the batch's own, as in packed rows, or those of its tokens."""
