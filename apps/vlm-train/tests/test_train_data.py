@@ -9,9 +9,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import vlm_data
+import vlm_models
 from vlm_train import cli
-from vlm_train.config import TrainConfig
-from vlm_train.data import read_data
+from vlm_train.options.config import TrainConfig
+from vlm_train.rows.data import collator_of, read_data
 
 
 def draw(root, *names, seed=0):
@@ -74,6 +75,25 @@ def test_columns_and_rejected_rows_of_both_parts(tmp_path):
     ]
     with pytest.raises(vlm_data.DataError, match=r"2 of 3 rows .* \(0 tolerated, see --max-rejected\)"):
         read(tmp_path, columns="image=photo,references=title", max_rejected=0)
+
+
+def test_answers_are_spread_and_drawn_and_images_shrunk_as_asked(tmp_path):
+    draw(tmp_path, *(f"{n}.png" for n in range(20)))
+    Image.open(tmp_path / "0.png").resize((80, 160)).save(tmp_path / "0.png")
+    (tmp_path / "t.csv").write_text(
+        "image_name,question,answer\n" + "".join(f"{n}.png,what?,{n % 2}\n" for n in range(20))
+    )
+    options = {"stratify": True, "val_fraction": 0.2, "answer_choice": "sample", "max_image_tokens": 8, "seed": 3}
+    config = TrainConfig(data=str(tmp_path / "t.csv"), **options)
+    console = Console(record=True, width=500)
+    data = read_data(config, console)
+    assert texts(data.val) == ["0", "0", "1", "1"]
+    collate = collator_of(config, vlm_models.load("tiny-qwen2-vl", device="cpu"), data, console)
+    assert (
+        "20 of 20 images are shrunk to 8 tokens; the largest has 16 (see --max-image-tokens)" in console.export_text()
+    )
+    assert (collate.answer_choice, collate.seed, collate.max_length) == ("sample", 3, 512)
+    assert len(collate.image_ids(collate.outline(data.train[0]["image"]))) <= 8
 
 
 def test_describe_prints_and_draws_each_part(tmp_path):

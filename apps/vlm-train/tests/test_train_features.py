@@ -10,9 +10,12 @@ from rich.console import Console
 import peft_methods
 import vlm_data
 import vlm_models
-from vlm_train.config import TrainConfig
-from vlm_train.features import encode_once
-from vlm_train.loop import train
+from vlm_train.engine.loop import train
+from vlm_train.engine.optimizers import make_optimizer
+from vlm_train.options.config import TrainConfig
+from vlm_train.processes import Processes
+from vlm_train.rows.batches import Batches
+from vlm_train.rows.features import encode_once
 
 
 class Job:
@@ -41,10 +44,11 @@ class Job:
         return encode_once(cache, self.collate, self.rows, self.console, ahead)
 
     def losses(self, features) -> list[float]:
-        steps = []
         config = TrainConfig(batch_size=8, accumulate=2, max_steps=4, learning_rate=1e-2)
-        train(self.vlm, self.attachment, self.collate, self.rows, features, config, steps.append)
-        return [step.loss for step in steps]
+        optimizer = make_optimizer(self.attachment.parameter_groups(config.peak_learning_rate), config)
+        alone = Processes()
+        batches = Batches(self.vlm, self.collate, self.rows, features, config, alone)
+        return [step.loss for step in train(self.vlm, self.attachment, optimizer, batches, 4, config, alone)]
 
     @property
     def said(self) -> str:

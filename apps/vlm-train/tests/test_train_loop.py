@@ -1,19 +1,15 @@
-"""The schedule, the number of steps and the order of rows."""
+"""The number of steps and the order of rows."""
 
-import math
+import itertools
+import random
 
+import numpy as np
 import pytest
-from datasets import Dataset
+import torch
 
-from vlm_train.config import TrainConfig
-from vlm_train.loop import _micro_batches, planned_steps, schedule
-
-
-def test_schedule_rises_linearly_and_falls_along_a_cosine():
-    shares = [schedule(step, 100, 0.1) for step in range(100)]
-    assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert shares[10:] == pytest.approx([(1 + math.cos(math.pi * step / 90)) / 2 for step in range(90)])
-    assert schedule(0, 10, 0.0) == 1.0 and schedule(0, 1, 0.0) == 1.0 and schedule(0, 1, 1.0) == 1.0
+from vlm_train.engine.loop import planned_steps, seed_all
+from vlm_train.options.config import TrainConfig
+from vlm_train.rows.order import Order
 
 
 @pytest.mark.parametrize(
@@ -31,15 +27,43 @@ def test_planned_steps(options, steps):
 
 
 def test_every_epoch_holds_every_row_once_in_an_order_of_its_own():
-    rows = Dataset.from_dict({"id": [str(index) for index in range(12)]})
-    batches = _micro_batches(rows, TrainConfig(batch_size=4, seed=3))
-    first, second = ([row["id"] for _ in range(3) for row in next(batches)] for _ in range(2))
-    assert sorted(first) == sorted(second) == sorted(rows["id"])
-    assert first != second
-    again = _micro_batches(rows, TrainConfig(batch_size=4, seed=3))
-    assert [row["id"] for _ in range(3) for row in next(again)] == first
+    order = Order(range(12), size=4, seed=3)
+    first, second = ([row for step in steps for row in order.step(step)] for steps in ((0, 1, 2), (3, 4, 5)))
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second != list(range(12))
+    assert Order(range(12), size=4, seed=4).step(0) != order.step(0)
 
 
-def test_a_batch_larger_than_the_data_takes_rows_again():
-    rows = Dataset.from_dict({"id": ["a", "b", "c"]})
-    assert len(next(_micro_batches(rows, TrainConfig(batch_size=8)))) == 8
+def test_two_rows_of_an_image_are_neighbours():
+    images = [0] * 5 + [1] * 2 + [2] + [3] * 4
+    order = Order(images, size=12, seed=0)
+    first, second = order.step(0), order.step(1)
+    assert sorted(first) == sorted(second) == list(range(12)) and first != second
+    for rows in (first, second):
+        runs = [len(list(run)) for _, run in itertools.groupby(rows, key=lambda row: images[row])]
+        alone = [run for run in runs if run % 2]
+        assert len(alone) <= 2  # of the images with five rows and with one
+    pairs = {tuple(sorted(rows)) for step in range(40) for rows in itertools.pairwise(order.step(step))}
+    assert {(a, b) for a in range(5) for b in range(a)} <= {pair[::-1] for pair in pairs}  # any two, in some epoch
+
+
+def test_any_step_can_be_entered_and_steps_do_not_end_with_epochs():
+    order = Order(range(10), size=4, seed=0)
+    ahead = [row for step in range(5) for row in order.step(step)]
+    assert sorted(ahead[:10]) == sorted(ahead[10:]) == list(range(10))
+    assert [row for step in (4, 3, 2, 1, 0) for row in reversed(order.step(step))] == ahead[::-1]
+    assert [order.epoch(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]
+
+
+def test_a_step_may_be_larger_than_the_data():
+    rows = Order(range(3), size=8, seed=0).step(0)
+    assert sorted(rows[:3]) == sorted(rows[3:6]) == [0, 1, 2] and len(rows) == 8
+
+
+def test_what_is_random_follows_from_seed_step_and_process():
+    def drawn(*place):
+        seed_all(*place)
+        return torch.rand(3).tolist(), random.random(), np.random.rand()
+
+    assert drawn(0, 5, 0) == drawn(0, 5, 0)
+    assert len({drawn(*place)[1] for place in ((0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1))}) == 4

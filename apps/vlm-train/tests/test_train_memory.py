@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vlm_models
-from vlm_train.config import TrainConfig
+from vlm_train.options.config import TrainConfig
 from vlm_train.run import run
 
 OPTIONS = {"model": "tiny-git", "data": "scenes", "max_steps": 3, "val_rows": 8, "device": "cpu"}
@@ -35,7 +35,7 @@ def fitting(monkeypatch):
 
 
 def test_training_says_which_batch_fits_and_keeps_its_adapter(fitting, tmp_path):
-    fitting(5, from_call=3)  # the evaluation before, and two steps, pass
+    fitting(5, from_call=4)  # the evaluation before (texts, loss), and two steps, pass
     options = {**OPTIONS, "batch_size": 24, "accumulate": 1, "out": str(tmp_path / "run")}
     with pytest.raises(vlm_models.ModelError) as told:
         run(TrainConfig(**options))
@@ -47,7 +47,7 @@ def test_training_says_which_batch_fits_and_keeps_its_adapter(fitting, tmp_path)
 
 
 def test_where_not_one_row_fits_it_says_so(fitting, tmp_path):
-    fitting(0, from_call=1)
+    fitting(0, from_call=2)
     with pytest.raises(vlm_models.ModelError, match="one alone does not fit: use --quantization nf4"):
         run(TrainConfig(**OPTIONS, batch_size=4, out=str(tmp_path / "run")))
 

@@ -1,11 +1,18 @@
 """Every name that `--method` takes makes a method for every part of a model."""
 
+import json
+
 import pytest
+import torch
 
 import peft_methods as pm
+import vlm_data
 import vlm_models
-from vlm_train.config import METHODS, ConfigError, TrainConfig
-from vlm_train.methods import method_of
+from vlm_train.adapting.attaching import VISION, attach, check_methods, load
+from vlm_train.adapting.methods import method_of
+from vlm_train.errors import ConfigError
+from vlm_train.options.checks import METHODS
+from vlm_train.options.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +42,128 @@ def test_expressions_and_names(vlm):
     assert method_of(TrainConfig(targets="query,value", rank=3), vlm) == pm.LoRA(3, 32.0, targets=["query", "value"])
     with pytest.raises(ConfigError, match="--targets 'query'.*--method norm takes language, vision, all"):
         method_of(TrainConfig(method="norm", targets="query"), vlm)
+
+
+def test_further_options_of_a_method(vlm):
+    config = TrainConfig(method="grit", method_options="energy=0.99, rebalance_every=50,damping=1e-2")
+    method = method_of(config, vlm)
+    assert (method.energy, method.rebalance_every, method.damping) == (0.99, 50, 0.01)
+    listed = method_of(TrainConfig(method_options="bias=all,train_also=[output]"), vlm)
+    assert (listed.bias, listed.train_also) == ("all", ("output",))
+    assert method_of(TrainConfig(method="prefix", method_options="length=4"), vlm).length == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("grit", "enregy=0.9", "'enregy' is no option of --method grit; did you mean energy?"),
+        ("lora", "rank=4", "'rank' is no option of --method lora"),
+        ("bitfit", "within=a", "'within' is no option of --method bitfit; bitfit has none"),
+        ("grit", "energy=2", "energy=2: give a share"),
+        ("prefix", "length", "must be NAME=VALUE"),
+        ("prefix", "length=[", "must be NAME=VALUE"),
+    ],
+)
+def test_further_options_that_cannot_be_used(method, options, message):
+    with pytest.raises(ConfigError, match=f"^--method-options.*{message}") as told:
+        check_methods(TrainConfig(method=method, method_options=options))
+    assert "\n" not in str(told.value)
+
+
+@pytest.fixture(scope="module")
+def batch(vlm):
+    collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
+    return collate(vlm_data.open("scenes", split="families", size=2).to_list())
+
+
+def trained(vlm, batch, config, folder):
+    """Attach, do one step, save; the adapter and the model's loss with it."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        base = vlm(batch)[0].item()
+    attached = attach(config, vlm)
+    with torch.no_grad(), attached.disabled():
+        assert vlm(batch)[0].item() == base
+    optimizer = torch.optim.SGD(attached.parameter_groups(0.1))
+    attached.bind(optimizer)
+    attached.loss_terms(10)
+    before = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
+    vlm(batch)[0].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    changed = {name for name, tensor in attached.state_dict().items() if not torch.equal(tensor, before[name])}
+    attached.save(folder, base_model="tiny-git")
+    with torch.no_grad():
+        return attached, vlm(batch)[0].item(), changed
+
+
+@pytest.mark.parametrize(("method", "vision"), [("lora", "houlsby"), ("full", "lora")])
+def test_a_method_on_each_part(vlm, batch, method, vision, tmp_path):
+    config = TrainConfig(method=method, vision_method=vision)
+    both, loss, changed = trained(vlm, batch, config, tmp_path / "adapter")
+    inside = {False: vlm.language_parts, True: vlm.vision_parts}
+    assert {name.startswith(f"{VISION}:") for name in changed} == {False, True}
+    for name in changed:
+        assert name.removeprefix(f"{VISION}:").startswith(inside[name.startswith(f"{VISION}:")])
+    assert vlm.trains_vision and both.trainable == sum(parameter.numel() for parameter in both.parameters())
+    state = {name: tensor.clone() for name, tensor in both.state_dict().items()}
+    with torch.no_grad():
+        for parameter in both.parameters():
+            parameter.zero_()
+        both.load_state_dict(state)
+        assert vlm(batch)[0].item() == loss
+    for attachment in (both.vision, both.first):
+        attachment.detach()
+
+    with torch.no_grad():
+        base = vlm(batch)[0].item()
+        loaded = load(vlm.model, tmp_path / "adapter")
+        assert len(loaded) == 2 and vlm(batch)[0].item() == pytest.approx(loss, rel=1e-6) != base
+    for attachment in reversed(loaded):
+        attachment.detach()
+
+
+PEFT = {
+    "LORA": {"r": 4, "use_rslora": True},
+    "LOHA": {"r": 2},
+    "ADALORA": {"init_r": 4, "target_r": 2, "total_step": 10, "tinit": 1, "tfinal": 2},
+}
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_any_configuration_of_peft(kind, batch, tmp_path):
+    peft = pytest.importorskip("peft")
+    file = tmp_path / "peft.json"
+    file.write_text(json.dumps({"peft_type": kind, **PEFT[kind]}))
+    vlm = vlm_models.load("tiny-git", device="cpu")
+    config = TrainConfig(method="peft", peft_config=str(file))
+    check_methods(config)
+    attached, loss, changed = trained(vlm, batch, config, tmp_path / "adapter")
+    assert changed <= attached.state_dict().keys() and changed
+    assert not vlm.trains_vision and 0 < attached.trainable < attached.total / 2
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "tiny-git"
+
+    fresh = vlm_models.load("tiny-git", device="cpu")
+    peft.PeftModel.from_pretrained(fresh.model, str(tmp_path / "adapter"))
+    with torch.no_grad():
+        assert fresh(batch)[0].item() == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ('["LORA"]', "peft_type is None; known: ADALORA"),
+        ('{"peft_type": "LORAX"}', "peft_type is 'LORAX'; known"),
+        ('{"peft_type": "LORA", "lora_alhpa": 3}', "LORA has no 'lora_alhpa'; did you mean lora_alpha?"),
+        ('{"peft_type": "LORA", "target_modules": ["query"]}', "^--targets: .* has target_modules; leave one"),
+        ('{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}', "use --method prefix"),
+    ],
+)
+def test_a_configuration_of_peft_that_cannot_be_used(content, message, tmp_path):
+    pytest.importorskip("peft")
+    (tmp_path / "peft.json").write_text(content)
+    config = TrainConfig(method="peft", targets="all", peft_config=str(tmp_path / "peft.json"))
+    with pytest.raises(ConfigError, match=message) as told:
+        check_methods(config)
+    assert "\n" not in str(told.value) and "peft.json" in str(told.value)

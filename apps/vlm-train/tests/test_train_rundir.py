@@ -2,7 +2,8 @@
 
 import pytest
 
-from vlm_train.config import ConfigError, TrainConfig
+from vlm_train.errors import ConfigError
+from vlm_train.options.config import TrainConfig
 from vlm_train.rundir import RunDir, choose_folder
 
 

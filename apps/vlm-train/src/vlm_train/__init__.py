@@ -1,5 +1,6 @@
 """Adapt a vision-language model to your own images; the command is `vlm-train`."""
 
-from vlm_train.config import ConfigError, TrainConfig
+from vlm_train.errors import ConfigError
+from vlm_train.options.config import TrainConfig
 
 __all__ = ["ConfigError", "TrainConfig"]

@@ -1,13 +1,17 @@
 """The command line of `vlm-train`. It imports nothing heavy, so that --help answers at once."""
 
 import inspect
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vlm_train.config import ConfigError, TrainConfig, read_config
+from vlm_train.errors import ConfigError
+from vlm_train.options.config import TrainConfig
+from vlm_train.options.config_file import effective, read_with_lines
+from vlm_train.resuming import options_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -15,10 +19,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def train(
     ctx: typer.Context,
     config: Annotated[Path | None, typer.Option(help="A YAML file of these options; the command line wins.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all options and where each comes from, then stop.")
+    ] = False,
     show_example: Annotated[bool, typer.Option("--show-example", help="Show what is trained on, then stop.")] = False,
     describe: Annotated[
         bool, typer.Option("--describe", help="Show what is in the data: numbers, and a picture of 24 rows; then stop.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan (steps, tokens, memory, time); train two steps and stop.")
+    ] = False,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, where it stopped.")] = None,
     **options: Any,
 ) -> None:
     """Adapt a vision-language model to your own images.
@@ -26,12 +37,23 @@ def train(
     Without options: fine-tune tiny-qwen2-vl with LoRA on easy-VQA, in three minutes on a laptop.
     """
     try:
-        if config is not None:
-            given = {name for name in options if ctx.get_parameter_source(name).name != "DEFAULT"}
-            options |= {name: value for name, value in read_config(config).items() if name not in given}
-        chosen = TrainConfig(**options)
+        instead = {"print-config": print_config, "show-example": show_example, "describe": describe, "dry-run": dry_run}
+        _check_one([name for name, chosen in instead.items() if chosen])
+        given = {name for name in options if ctx.get_parameter_source(name).name != "DEFAULT"}
+        if resume is not None:
+            if config is not None or any(instead.values()):
+                raise ConfigError("--resume goes on with a run, by its own options; leave the others out")
+            options = options_of(resume, {name: options[name] for name in given})
+        sources = dict.fromkeys(given, "command line")
+        for name, (value, line) in (read_with_lines(config) if config is not None else {}).items():
+            if name not in given:
+                options[name], sources[name] = value, f"{config}:{line}"
+        chosen = _checked(options, sources)
     except ConfigError as error:
         _fail(error)
+    if print_config:
+        typer.echo(effective(chosen, sources), nl=False)
+        return
 
     from vlm_train.run import UserError, run, show
 
@@ -40,10 +62,28 @@ def train(
             from vlm_train.describe import describe as describe_data
 
             describe_data(chosen)
+        elif dry_run:
+            from vlm_train.dry_run import dry_run as plan
+
+            plan(chosen)
         else:
-            show(chosen) if show_example else run(chosen)
+            show(chosen) if show_example else run(chosen, resume is not None)
     except UserError as error:
         _fail(error)
+
+
+def _checked(options: dict[str, Any], sources: dict[str, str]) -> TrainConfig:
+    try:
+        return TrainConfig(**options)
+    except ConfigError as error:
+        option = str(error).split()[0].removeprefix("--").replace("-", "_")
+        place = sources.get(option, "command line")
+        raise ConfigError(f"{error} ({place})" if place != "command line" else str(error)) from None
+
+
+def _check_one(instead: list[str]) -> None:
+    if len(instead) > 1:
+        raise ConfigError(f"--{instead[0]} and --{instead[1]} each stop after what they show; give one of them")
 
 
 def _fail(error: Exception) -> None:
@@ -51,12 +91,13 @@ def _fail(error: Exception) -> None:
     raise typer.Exit(2)
 
 
-def _with_options(function: Any) -> Any:
-    """Give the command one option for each field of `TrainConfig`, which is thus written down once."""
+def with_options(function: Any, without: Collection[str] = ()) -> Any:
+    """Give a command one option for each field of `TrainConfig`, but for some: options are written down once."""
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     of_config = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
         for field in fields(TrainConfig)
+        if field.name not in without
     ]
     keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own[1:]]
     function.__signature__ = inspect.Signature([own[0], *of_config, *keyword_only])
@@ -64,4 +105,4 @@ def _with_options(function: Any) -> Any:
     return function
 
 
-app.command()(_with_options(train))
+app.command()(with_options(train))

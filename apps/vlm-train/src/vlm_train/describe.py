@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 
 import vlm_data
-from vlm_train.config import TrainConfig
-from vlm_train.data import open_part, said_on
+from vlm_train.options.config import TrainConfig
+from vlm_train.rows.data import open_part, said_on
 
 
 def describe(config: TrainConfig) -> list[Path]:

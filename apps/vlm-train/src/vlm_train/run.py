@@ -1,138 +1,207 @@
 """One run from configuration to results: read, load, evaluate, train, evaluate, write."""
 
+import errno
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 import peft_methods
 import vlm_data
 import vlm_models
-from vlm_train import report
-from vlm_train.config import ConfigError, TrainConfig
-from vlm_train.data import Data, fitting, read_data
-from vlm_train.evaluate import Evaluation, evaluate
-from vlm_train.features import encode_once
-from vlm_train.loop import Step, planned_steps, train
-from vlm_train.memory import peak_memory
-from vlm_train.methods import method_of
-from vlm_train.progress import Tracker, track
-from vlm_train.rundir import RunDir, choose_folder, describe_run
+from vlm_train.adapting.attaching import attach, check_methods
+from vlm_train.adapting.prefix_start import start_prefix
+from vlm_train.engine.batch_size import fitting_batch_size
+from vlm_train.engine.checkpoints import why_not_written
+from vlm_train.engine.evaluate import check_metric
+from vlm_train.engine.fast_paths import describe_step
+from vlm_train.engine.loop import Step, planned_steps
+from vlm_train.engine.optimizers import check_optimizer, make_optimizer
+from vlm_train.engine.stopping import Interrupted, Signals
+from vlm_train.engine.training import Training
+from vlm_train.errors import ConfigError, TrainError
+from vlm_train.options.config import AUTO, TrainConfig
+from vlm_train.outcome.results import close, headline, write_results
+from vlm_train.outcome.step_log import is_logged, line_of, note_of
+from vlm_train.outcome.trackers import Trackers, check_trackers
+from vlm_train.processes import Processes
+from vlm_train.progress import Tracker
+from vlm_train.rows.batches import Batches
+from vlm_train.rows.data import collator_of, fitting, read_data
+from vlm_train.rows.features import Features, encode_once
+from vlm_train.rows.streaming import StreamBatches, read_stream
+from vlm_train.rundir import RunDir, begun, choose_folder, describe_run, make_folder
 
 UserError = (
     ConfigError,
+    TrainError,
     vlm_data.DataError,
     vlm_data.ImageError,
     vlm_models.ModelError,
     peft_methods.TargetError,
     peft_methods.AdapterError,
 )
-LOG_EVERY = 10  # steps
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def run(config: TrainConfig) -> Path:
-    """Train as configured; returns the folder of the run. Raises one of `UserError` before anything is written."""
-    console = Console()
-    _quiet()
-    folder = choose_folder(config)
-    data = read_data(config, console)
-    config, vlm = _load(config, console)
-    attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
+def run(config: TrainConfig, resume: bool = False) -> Path:
+    """Train as configured; returns the folder of the run. Raises one of `UserError`, before anything is written or
+    with what was learned kept. With `resume` the run in `config.out` goes on.
+
+    SIGINT and SIGTERM end it by SystemExit 130 and 143, with a checkpoint.
+    """
+    quiet()
+    processes = Processes(cpu=config.device == "cpu")
+    console = Console(quiet=not processes.main)
+    with Signals() as signals:
+        try:
+            return _run(config, resume, processes, signals, console)
+        except Interrupted as stop:
+            raise SystemExit(stop.code) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise TrainError(f"{error.filename or 'the run'}: {why_not_written(error)}") from error
+
+
+def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signals, console: Console) -> Path:
+    check_methods(config)
+    check_trackers(config)
+    if AUTO != config.batch_size < processes.count:
+        raise ConfigError(f"--batch-size {config.batch_size} is shared by {processes.count} processes; give more rows")
+    folder = Path(config.out) if resume else processes.from_main(lambda: choose_folder(config))
+    if resume and RunDir(folder).read_json("run.json")["status"] == "done":
+        console.print(f"{folder} is done: there is nothing to go on with; look at {folder / 'report.html'}")
+        return folder
+    data = (read_stream if config.stream else read_data)(config, console)
+    metric = check_metric(config.metric, data.val)
+    config, vlm = load_model(config, processes, console)
+    attachment = attach(config, vlm)
+    collate = collator_of(config, vlm, data, console)
     cache = _cache(config, vlm)
-    collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
     data = fitting(data, collate, config)
     if data.rejected:
         console.print(f"{len(data.rejected)} rows rejected, see rejected.jsonl in {folder}", style="yellow")
-    steps = planned_steps(len(data.train), config)
+    if config.batch_size == AUTO:
+        size = processes.from_main(lambda: fitting_batch_size(vlm, attachment, collate, data.train, console))
+        config = replace(config, batch_size=size * processes.count)
+    if config.stream and config.batch_size % processes.count:
+        raise ConfigError(f"--batch-size {config.batch_size} must be a multiple of {processes.count}, the processes")
+    steps = planned_steps(data.train_rows, config)
     console.print(
         f"{config.model} · {config.method} on {attachment.trainable:,} of {attachment.total:,} parameters · "
-        f"{len(data.train):,} training and {len(data.val):,} validation rows · {steps:,} steps on {vlm.device}",
+        f"{data.train_rows:,} training and {len(data.val):,} validation rows · {steps:,} steps on {vlm.device}"
+        + (f" in {processes.count} processes" if processes.count > 1 else ""),
         highlight=False,
         soft_wrap=True,
     )
 
-    folder.mkdir(parents=True, exist_ok=True)
-    out = RunDir(folder)
     trained = {"parameters": attachment.trainable, "of": attachment.total}
-    record = describe_run(config, vlm, data.train, data.val, trained)
-    out.write_json("run.json", record)
-    out.write_lines("rejected.jsonl", [rejected.as_dict() for rejected in data.rejected])
+    record = describe_run(config, vlm, data.stream or data.train, data.val, trained)
+    out = processes.from_main(lambda: begun(folder, record) if resume else make_folder(folder))
+    if processes.main:
+        out.write_json("run.json", record)
+        out.write_lines("rejected.jsonl", [one.as_dict() for one in data.rejected])
 
-    started = time.perf_counter()
-    before = evaluate(vlm, collate, data.val, console, "evaluating before")
-    out.append("metrics.jsonl", {"step": 0, **_values(before)})
-    console.print(f"before: {_headline(before)}", highlight=False)
-    ahead = steps * config.batch_size * config.accumulate >= len(data.train)  # else not every image is shown
-    features = encode_once(cache, collate, data.train, console, ahead) if cache is not None else None
-    train_started = time.perf_counter()
-    log: list[Step] = []
+    optimizer = make_optimizer(attachment.parameter_groups(config.peak_learning_rate), config)
+    attachment.bind(optimizer)
+    training = Training(config, vlm, attachment, optimizer, collate, data.val, metric, out, processes, signals, console)
+    trackers = Trackers(config if processes.main else replace(config, track=None), folder)
+    training.listeners.append(trackers.log)
     try:
-        with track(console, "training", steps) as progress:
-            train(vlm, attachment, collate, data.train, features, config, _keep(log, steps, out, progress))
-    except (KeyboardInterrupt, vlm_models.ModelError) as stop:
-        attachment.save(out.adapter, base_model=config.model)
-        out.write_json("run.json", {**record, "status": f"interrupted after step {len(log)} of {steps}"})
-        console.print(f"interrupted after step {len(log)} of {steps}; the adapter so far is in {out.adapter}")
-        if isinstance(stop, KeyboardInterrupt):
-            raise SystemExit(130) from None
+        if resume:
+            training.resume()
+        started = time.perf_counter()
+        before = training.before()
+        console.print(f"before: {headline(before)}", highlight=False)
+        if training.state.step == 0 and (note := start_prefix(attachment, vlm, collate, data.train)):
+            console.print(note, highlight=False, soft_wrap=True)
+        if data.stream is None:
+            batches = Batches(vlm, collate, data.train, None, config, processes)
+            batches.features = _features(cache, batches, steps, training.state.step, config, console)
+        else:
+            console.print("images are encoded every step: their rows are streamed")
+            batches = StreamBatches(vlm, collate, data.stream, config, processes)
+            if training.data_state is not None:
+                batches.restore(training.data_state)
+        for line in describe_step(vlm, batches.ready(batches.rows(training.state.step)[0], training.state.step)):
+            console.print(line, highlight=False, soft_wrap=True)
+        training.go(batches, steps, _after_step(training, steps))
+        after = training.finish()
+    except (Interrupted, TrainError, vlm_models.ModelError, OSError) as stop:
+        signals.ending = True
+        resumable = training.stop()
+        done = f"interrupted after step {training.state.step} of {steps}"
+        if processes.main:
+            _tell_stop(out, record, done, resumable, console, isinstance(stop, OSError))
         raise
-    train_seconds = time.perf_counter() - train_started
-    attachment.save(out.adapter, base_model=config.model)
-    after = evaluate(vlm, collate, data.val, console, "evaluating after")
-    out.append("metrics.jsonl", {"step": steps, **_values(after)})
-
-    predictions = _predictions(data, after)
-    results = {
-        "before": _values(before),
-        "after": _values(after),
-        "intervals": {name: score.interval for name, score in after.scores.items()},
-        "signatures": {name: score.signature for name, score in after.scores.items()},
-        "steps": len(log),
-        "seconds": {"training": train_seconds, "all": time.perf_counter() - started},
-        "peak_memory_bytes": peak_memory(vlm.device),
-    }
-    facts = _facts(before, after, record, results)
-    out.write_lines("predictions.jsonl", predictions)
-    report.curves(out, log)
-    report.page(out, f"{config.model} adapted to {config.data}", facts, data.val, predictions)
-    report.card(out, record, facts)
-    out.write_json("run.json", {**record, "status": "done", "results": results})
-    _close(console, out, facts, data)
+    if data.stream is not None:
+        # A row comes again in every epoch.
+        rejected = {one.source: one for one in [*data.rejected, *processes.gather(batches.rejected)]}
+        data = replace(data, rejected=list(rejected.values()))
+    if processes.main:
+        out.write_lines("rejected.jsonl", [one.as_dict() for one in data.rejected])
+        facts = write_results(training, data, before, after, record, time.perf_counter() - started)
+        training.checkpoints.remove()
+        trackers.finish()
+        close(console, out, facts, data)
     return folder
 
 
-def _keep(log: list[Step], steps: int, out: RunDir, progress: Tracker) -> Callable[[Step], None]:
-    """What to do after each step: remember it, show it, and every so often write it down."""
+def _features(
+    cache: vlm_models.FeatureCache | None,
+    batches: Batches,
+    steps: int,
+    first: int,
+    config: TrainConfig,
+    console: Console,
+) -> Features | None:
+    """The features of all images that the steps from `first` on show, or None where they are not kept."""
+    if cache is None or first >= steps:
+        return None
+    order, rows = batches.order, batches.data
+    if (steps - first) * order.size < len(rows):
+        rows = rows.select(sorted({row for step in range(first, steps) for row in order.step(step)}))
+    # Who stops by the clock cannot know how many images are going to be shown.
+    return encode_once(cache, batches.collate, rows, console, config.max_minutes is None, batches.processes)
 
-    def after_step(step: Step) -> None:
-        log.append(step)
-        rate = sum(s.rows for s in log[-20:]) / sum(s.seconds for s in log[-20:])
-        progress.at(step.step, note=f"loss {step.loss:.3f}  {rate:.0f} rows/s")
-        if step.step % LOG_EVERY == 0 or step.step == steps:
-            numbers = {"loss": step.loss, "learning_rate": step.learning_rate, "rows_per_second": rate}
-            out.append("metrics.jsonl", {"step": step.step, **numbers})
+
+def _tell_stop(out: RunDir, record: dict, done: str, resumable: bool, console: Console, full: bool) -> None:
+    """Write and say how far a run came that did not end, and how to go on with it."""
+    with suppress(OSError):
+        out.write_json("run.json", {**record, "status": done})
+    kept = f"; the adapter so far is in {out.adapter}" if (out.adapter / "adapter_config.json").exists() else ""
+    console.print(f"{done}{kept}", highlight=False, soft_wrap=True)
+    if resumable or not full:
+        command = shlex.join(["vlm-train", "--resume", str(out.folder)])
+        console.print(f"Go on with it:\n  uv run {command}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _after_step(training: Training, steps: int) -> Callable[[list[Step], Tracker], None]:
+    """What to do after each step: show it, and every so often write it down."""
+
+    def after_step(log: list[Step], progress: Tracker) -> None:
+        progress.at(log[-1].step, note=note_of(log))
+        if is_logged(log[-1].step, steps):
+            training.note(line_of(log, training.vlm.device))
 
     return after_step
-
-
-def _values(evaluation: Evaluation) -> dict[str, float]:
-    return {name: score.value for name, score in evaluation.scores.items()}
 
 
 def show(config: TrainConfig) -> None:
     """Print one training row as the model sees it, the supervised tokens marked."""
     console = Console()
-    _quiet()
-    data = read_data(config, console)
-    config, vlm = _load(config, console)
-    collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
+    quiet()
+    data = (read_stream if config.stream else read_data)(config, console)
+    config, vlm = load_model(config, Processes(), console)
+    collate = collator_of(config, vlm, data, console)
     row = data.train[0]
     batch = collate([row])
     text = Text()
@@ -150,76 +219,27 @@ def show(config: TrainConfig) -> None:
     )
 
 
-def _load(config: TrainConfig, console: Console) -> tuple[TrainConfig, vlm_models.VLM]:
+def load_model(config: TrainConfig, processes: Processes, console: Console) -> tuple[TrainConfig, vlm_models.VLM]:
     """The model, and the configuration with the quantization that was chosen."""
     torch.manual_seed(config.seed)
-    plan = vlm_models.plan(config.model, config.quantization, config.device, config.dtype, config.revision)
+    device = config.device if processes.count == 1 else str(processes.device)
+    plan = vlm_models.plan(config.model, config.quantization, device, config.dtype, config.revision)
+    check_optimizer(config, plan.device)
     console.print(str(plan), highlight=False, soft_wrap=True, markup=False)
     vlm = plan.load()
+    vlm.plain = config.plain
     for note in vlm.notes:
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     return replace(config, quantization=plan.quantization), vlm
 
 
 def _cache(config: TrainConfig, vlm: vlm_models.VLM) -> vlm_models.FeatureCache | None:
-    if config.cache_features == "off":
+    if config.cache_features == "off" or config.plain:
         return None
     return vlm_models.FeatureCache(vlm, config.cache_dir, round(config.cache_size * 2**30))
 
 
-def _predictions(data: Data, evaluation: Evaluation) -> list[dict]:
-    """One record for each validation row, with its scores by sample."""
-    records = []
-    for index, (row, prediction) in enumerate(zip(data.val, evaluation.predictions, strict=True)):
-        records.append(
-            {
-                "id": row["id"],
-                "image": row["image"]["path"],
-                "prompt": row["prompt"],
-                "references": row["references"],
-                "prediction": prediction,
-                "exact_match": evaluation.scores["exact_match"].per_sample[index],
-            }
-        )
-    return records
-
-
-def _headline(evaluation: Evaluation) -> str:
-    name, score = evaluation.headline
-    return f"{name.replace('_', ' ')} {report.score_text(score)} on {len(evaluation.predictions):,} rows"
-
-
-def _facts(before: Evaluation, after: Evaluation, record: dict, results: dict) -> list[tuple[str, str]]:
-    """The closing table."""
-    trained, total = record["trained"]["parameters"], record["trained"]["of"]
-    seconds = results["seconds"]
-    scores = [
-        (name.replace("_", " "), f"{report.score_text(before.scores[name])} → {report.score_text(score)}")
-        for name, score in after.scores.items()
-    ]
-    return [
-        *scores,
-        ("validation rows", f"{len(after.predictions):,}, of images not trained on"),
-        ("trained parameters", f"{trained:,} of {total:,} ({trained / total:.2%})"),
-        ("time", f"{seconds['training']:.0f} s training, {seconds['all']:.0f} s in all"),
-        ("peak memory", f"{results['peak_memory_bytes'] / 2**30:.2f} GiB"),
-    ]
-
-
-def _close(console: Console, out: RunDir, facts: list[tuple[str, str]], data: Data) -> None:
-    table = Table(show_header=False, title=str(out.folder))
-    for name, value in facts:
-        table.add_row(name, value)
-    console.print(table)
-    row = data.val[0]
-    command = ["vlm-infer", "--run", str(out.folder), "--image", row["image"]["path"] or "FILE"]
-    if row["prompt"]:
-        command += ["--question", row["prompt"]]
-    console.print(f"Look at {out.folder / 'report.html'}, then try:", highlight=False)
-    console.print(f"  uv run {shlex.join(command)}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _quiet() -> None:
+def quiet() -> None:
     """Keep the libraries' own progress bars and notes out of ours."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

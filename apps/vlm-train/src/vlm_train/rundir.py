@@ -4,20 +4,27 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from vlm_data import Stream
 from vlm_models import VLM
-from vlm_train.config import ConfigError, TrainConfig
+from vlm_train.environment import describe_environment
+from vlm_train.errors import ConfigError
+from vlm_train.options.config import TrainConfig
 
 PACKAGES = ("peft-methods", "vlm-data", "vlm-models", "vlm-eval", "vlm-train", "torch", "transformers", "datasets")
 
 
 class RunDir:
-    """`runs/NAME`: run.json, adapter/, metrics.jsonl, predictions.jsonl, rejected.jsonl, README.md, pictures."""
+    """`runs/NAME`: run.json, adapter/, metrics.jsonl, predictions.jsonl, rejected.jsonl, README.md, pictures.
+
+    `checkpoints/` is there while it trains.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -26,17 +33,30 @@ class RunDir:
     def adapter(self) -> Path:
         return self.folder / "adapter"
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def read_json(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
     def write_json(self, name: str, content: dict) -> None:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def read_lines(self, name: str) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
 
     def write_lines(self, name: str, records: list[dict]) -> None:
         self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
     def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
         """Whole or not at all: written beside and renamed."""
         partial = self.folder / f".{name}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.folder / name)
@@ -45,14 +65,33 @@ class RunDir:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def size(self, name: str) -> int:
+        """Bytes of a file that is appended to; they are on disk when this returns."""
+        if not (self.folder / name).exists():
+            return 0
+        with (self.folder / name).open("a") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def truncate(self, name: str, size: int) -> None:
+        """Drop what was appended to a file behind `size` bytes."""
+        if (self.folder / name).exists():
+            os.truncate(self.folder / name, size)
+
 
 def choose_folder(config: TrainConfig) -> Path:
-    """Where the run goes: `--out`, which must hold no run yet, or a new folder in `runs/`."""
+    """Where the run goes: `--out`, which must hold no run yet, or a new folder in `runs/`.
+
+    With `--overwrite` a run in `--out` is accepted; `make_folder` removes it.
+    """
     if config.out is not None:
         folder = Path(config.out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            what = "already holds a run" if (folder / "run.json").exists() else "exists and is not empty"
-            raise ConfigError(f"--out {folder} {what}; choose another folder or remove it")
+        a_run = (folder / "run.json").exists()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (a_run and config.overwrite):
+            if not a_run:
+                raise ConfigError(f"--out {folder} exists and is not empty; choose another folder or remove it")
+            fix = "choose another folder, go on with it by --resume, or replace it by --overwrite"
+            raise ConfigError(f"--out {folder} already holds a run; {fix}")
         return folder
     base = Path("runs") / f"{Path(config.model).name}-{config.method}-{Path(config.data).stem}"
     number = 1
@@ -61,7 +100,30 @@ def choose_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def describe_run(config: TrainConfig, vlm: VLM, train: Dataset, val: Dataset, trained: dict[str, Any]) -> dict:
+def make_folder(folder: Path) -> RunDir:
+    """The folder of a new run, without what an older one has left in it."""
+    if (folder / "run.json").exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return RunDir(folder)
+
+
+def begun(folder: Path, record: dict) -> RunDir:
+    """The folder of a run that goes on. Raises ConfigError if `record` is not of the model and rows it began with."""
+    out = RunDir(folder)
+    before = out.read_json("run.json")
+    now = {"model": record["model"]["fingerprint"], **{part: rows for part, rows in record["data"].items()}}
+    then = {"model": before["model"]["fingerprint"], **{part: rows for part, rows in before["data"].items()}}
+    for name in now:
+        if now[name] != then[name]:
+            raise ConfigError(
+                f"--resume {folder}: its {name} is no longer what it was ({then[name]} then, {now[name]} now); bring "
+                "it back, or begin another run"
+            )
+    return out
+
+
+def describe_run(config: TrainConfig, vlm: VLM, train: Dataset | Stream, val: Dataset, trained: dict[str, Any]) -> dict:
     """What `run.json` records of a run before it starts."""
     return {
         "status": "running",
@@ -76,11 +138,14 @@ def describe_run(config: TrainConfig, vlm: VLM, train: Dataset, val: Dataset, tr
         },
         "data": {"train": _describe_rows(train), "validation": _describe_rows(val)},
         "trained": trained,
+        "environment": describe_environment(vlm.device),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 
 
-def _describe_rows(rows: Dataset) -> dict[str, Any]:
+def _describe_rows(rows: Dataset | Stream) -> dict[str, Any]:
+    if isinstance(rows, Stream):
+        return {"rows": len(rows), "fingerprint": rows.fingerprint}
     content = json.dumps([rows[column][:] for column in ("id", "prompt", "references")])
     return {"rows": len(rows), "fingerprint": _hash(content)}
 

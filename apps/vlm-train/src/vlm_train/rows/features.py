@@ -8,6 +8,7 @@ from rich.console import Console
 from vlm_data import Collator, content_key, decode
 from vlm_data.collators import ImageInputs, image_identity
 from vlm_models import Batch, FeatureCache
+from vlm_train.processes import Processes
 from vlm_train.progress import track
 
 SAMPLE = 8  # images from which the size of all is predicted
@@ -46,9 +47,14 @@ class Features:
 
 
 def encode_once(
-    cache: FeatureCache, collate: Collator, rows: Dataset, console: Console, ahead: bool = True
+    cache: FeatureCache,
+    collate: Collator,
+    rows: Dataset,
+    console: Console,
+    ahead: bool = True,
+    processes: Processes | None = None,
 ) -> Features | None:
-    """The features of the rows' images, computed now or (not `ahead`) when they are first needed.
+    """The features of the rows' images, computed now, by each process its share, or (not `ahead`) when first needed.
 
     None, and a line that says why, if they must be computed every step: the image encoder is trained, or they are
     larger than the cache may become.
@@ -56,10 +62,12 @@ def encode_once(
     if cache.off:
         console.print(cache.off, highlight=False, soft_wrap=True)
         return None
+    processes = processes or Processes()
     features = Features(cache, collate)
-    images = list({image_identity(image): image for image in rows["image"]}.values())
+    images = _images(rows)
     sample = images[:: -(-len(images) // SAMPLE)]
-    new = features.fill(sample)
+    new = features.fill(sample) if processes.main else 0
+    processes.wait()
     size = cache.predicted_bytes(features.of(sample), len(images))
     if size > cache.max_bytes:
         needed, allowed = size / 2**30, cache.max_bytes / 2**30
@@ -70,15 +78,24 @@ def encode_once(
         )
         return None
     if ahead:
-        with track(console, "encoding images", len(images)) as progress:
-            new += features.fill(images, progress.at)
-        done = f"{len(images):,} images encoded once, {new:,} of them now"
+        own = processes.share(images)
+        with track(console, "encoding images", len(own)) as progress:
+            new += features.fill(own, progress.at)
+        done = f"{len(images):,} images encoded once, {int(processes.sum(new)[0]):,} of them now"
     else:
         done = f"{len(images):,} images, each encoded when it is first shown"
     console.print(f"{done}; {size / 2**20:,.0f} MiB in {cache.folder}", highlight=False, soft_wrap=True)
     return features
 
 
-def prepared(features: Features | None, rows: list[dict]) -> list[ImageInputs] | None:
+def prepared(features: Features | None, collate: Collator, rows: list[dict]) -> list[ImageInputs] | None:
     """The encoded images of some rows, for the collator."""
-    return None if features is None else features.of([row["image"] for row in rows])
+    return None if features is None else features.of(collate.shown(rows))
+
+
+def _images(rows: Dataset) -> list[dict]:
+    """The distinct images of the rows."""
+    shown = list(rows["image"])
+    if "images" in rows.column_names:  # of conversations
+        shown += [image for images in rows["images"] for image in images or ()]
+    return list({image_identity(image): image for image in shown}.values())

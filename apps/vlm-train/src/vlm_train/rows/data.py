@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets import Dataset
 from rich.console import Console
 
 import vlm_data
-from vlm_train.config import TrainConfig
+from vlm_models import VLM
+from vlm_train.options.config import TrainConfig
 from vlm_train.progress import track
 
 NAMED = ("easy-vqa", "scenes")  # made by us: their images are good and their parts share none
@@ -17,11 +18,19 @@ NAMED = ("easy-vqa", "scenes")  # made by us: their images are good and their pa
 
 @dataclass(frozen=True)
 class Data:
-    """Training and validation rows, which share no image, and the rows that could not be used."""
+    """Training and validation rows, which share no image, and the rows that could not be used.
+
+    With a `stream` of the training rows, `train` is a few of them, to look at.
+    """
 
     train: Dataset
     val: Dataset
     rejected: list[vlm_data.Rejected]
+    stream: vlm_data.Stream | None = None
+
+    @property
+    def train_rows(self) -> int:
+        return len(self.train) if self.stream is None else len(self.stream)
 
 
 def read_data(config: TrainConfig, console: Console) -> Data:
@@ -35,13 +44,18 @@ def read_data(config: TrainConfig, console: Console) -> Data:
         if config.data in NAMED:
             train, val = (open_part(config, part) for part in ("train", "test"))
         else:
-            train = _part(config, "train" if parts else None, rejected, console)
-            val = next((rows for part in parts[1:] if (rows := _held_out(config, part, rejected, console))), None)
+            train = part_of(config, "train" if parts else None, rejected, console)
+            if config.val_data is not None:
+                val = part_of(replace(config, data=config.val_data), None, rejected, console)
+            else:
+                val = next((rows for part in parts[1:] if (rows := _held_out(config, part, rejected, console))), None)
             if val is None:
-                train, val = vlm_data.split(train, val_fraction=config.val_fraction, seed=config.seed)
+                train, val = vlm_data.split(
+                    train, val_fraction=config.val_fraction, seed=config.seed, stratify=config.stratify
+                )
             elif not config.allow_overlap:
                 _check_overlap(train, val)
-    return Data(train, _sample(val, config.val_rows, config.seed), rejected)
+    return Data(train, sample_of(val, config.val_rows, config.seed), rejected)
 
 
 def open_part(config: TrainConfig, part: str | None, rejected: list[vlm_data.Rejected] | None = None) -> Dataset:
@@ -66,18 +80,30 @@ def said_on(console: Console) -> Iterator[None]:
         log.setLevel(level)
 
 
+def collator_of(config: TrainConfig, vlm: VLM, data: Data, console: Console) -> vlm_data.Collator:
+    """What makes batches for the model. Its processor learns how large an image may be, which is said if one is larger.
+
+    Call it before features are kept: they depend on the images' sizes.
+    """
+    shown = (image for rows in (data.train, data.val) for image in rows["image"])
+    note = vlm_data.limit_image_tokens(vlm.processor, config.max_image_tokens, shown)
+    if note is not None:
+        console.print(f"{note} (see --max-image-tokens)", highlight=False, soft_wrap=True)
+    options = {"answer_choice": config.answer_choice, "seed": config.seed}
+    return vlm_data.collator(vlm.processor, vlm.family, vlm.max_length, **options)
+
+
 def fitting(data: Data, collate: vlm_data.Collator, config: TrainConfig) -> Data:
     """Without the rows whose text is longer than the model takes; they are rejected."""
     rejected = list(data.rejected)
-    image = collate.image_inputs([vlm_data.decode(data.train[0]["image"])])[0]
-    train_rows, val_rows = (_fitting_rows(rows, collate, image, rejected) for rows in (data.train, data.val))
-    _check_rejected(config, rejected, len(data.train) + len(data.val) + len(data.rejected))
+    train_rows, val_rows = (vlm_data.fit(rows, collate, rejected)[0] for rows in (data.train, data.val))
+    check_rejected(config, rejected, len(data.train) + len(data.val) + len(data.rejected))
     if not len(train_rows) or not len(val_rows):
         raise vlm_data.DataError(f"{config.data}: no rows are left to train and evaluate on; {rejected[-1].reason}")
-    return Data(train_rows, val_rows, rejected)
+    return replace(data, train=train_rows, val=val_rows, rejected=rejected)
 
 
-def _part(config: TrainConfig, part: str | None, rejected: list[vlm_data.Rejected], console: Console) -> Dataset:
+def part_of(config: TrainConfig, part: str | None, rejected: list[vlm_data.Rejected], console: Console) -> Dataset:
     """The rows of a part that have a reference and an image that opens; raises if too many have not."""
     bad: list[vlm_data.Rejected] = []
     rows = open_part(config, part, bad)
@@ -109,7 +135,7 @@ def _usable(
     total = len(rows) + len(bad)
     with track(console, "checking images", len(rows)) as progress:
         rows = vlm_data.verify(rows, bad, progress.at)
-    _check_rejected(config, bad, total)
+    check_rejected(config, bad, total)
     rejected += bad
     return rows
 
@@ -125,7 +151,7 @@ def _check_overlap(train: Dataset, val: Dataset) -> None:
         )
 
 
-def _check_rejected(config: TrainConfig, rejected: list[vlm_data.Rejected], total: int) -> None:
+def check_rejected(config: TrainConfig, rejected: list[vlm_data.Rejected], total: int) -> None:
     """Raise if more rows are bad than is tolerated: then it is the data that needs mending."""
     tolerated = config.max_rejected if config.max_rejected is not None else max(10, total // 100)
     if len(rejected) == total or len(rejected) > tolerated:
@@ -144,22 +170,10 @@ def _answered(rows: Dataset, rejected: list[vlm_data.Rejected]) -> Dataset:
     return rows.select([index for index in range(len(rows)) if index not in skip]) if skip else rows
 
 
-def _sample(rows: Dataset, size: int, seed: int) -> Dataset:
+def sample_of(rows: Dataset, size: int, seed: int) -> Dataset:
     """At most `size` rows, chosen by the seed, in their order; 0 is all."""
     if size == 0 or size >= len(rows):
         return rows
     chosen = rows.shuffle(seed=seed).select(range(size))["id"]
     keep = set(chosen)
     return rows.select([index for index, name in enumerate(rows["id"]) if name in keep])
-
-
-def _fitting_rows(rows: Dataset, collate: vlm_data.Collator, image: dict, rejected: list[vlm_data.Rejected]) -> Dataset:
-    keep = []
-    columns = [rows[name][:] for name in ("prompt", "references", "source")]
-    for index, (prompt, references, source) in enumerate(zip(*columns, strict=True)):
-        try:
-            collate.encode({"prompt": prompt, "references": references, "source": source}, image)
-            keep.append(index)
-        except vlm_data.DataError as error:
-            rejected.append(vlm_data.Rejected(source, str(error).removeprefix(f"{source}: ")))
-    return rows if len(keep) == len(rows) else rows.select(keep)

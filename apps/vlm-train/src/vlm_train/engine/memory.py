@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from vlm_models import VLM, Batch, ModelError
+from vlm_train.options.config import TrainConfig
 
 
 def peak_memory(device: torch.device) -> int:
@@ -22,20 +23,26 @@ def peak_memory(device: torch.device) -> int:
 
 
 def too_large(
-    vlm: VLM, collate: Callable[[Sequence[dict]], Batch], rows: Sequence[dict], accumulate: int, step: int
+    vlm: VLM,
+    collate: Callable[[Sequence[dict]], Batch],
+    rows: Sequence[dict],
+    config: TrainConfig,
+    processes: int,
+    step: int,
 ) -> ModelError:
-    """The error for a batch that did not fit; how many of its rows do is found by trying."""
+    """The error for a batch that did not fit into one of the processes; how many of its rows do is found by trying."""
     size = len(rows)
     message = f"out of memory on {vlm.device} in step {step} with {size} rows in a forward pass; "
     while size > 1:
         size //= 2
-        if _fits(vlm, collate(rows[:size])):
-            passes = -(-len(rows) * accumulate // size)
-            return ModelError(f"{message}{size} fit: use --batch-size {size} --accumulate {passes}")
+        if fits(vlm, collate(rows[:size])):
+            fitting = size * processes
+            passes = -(-config.batch_size * config.accumulate // fitting)
+            return ModelError(f"{message}{size} fit: use --batch-size {fitting} --accumulate {passes}")
     return ModelError(f"{message}one alone does not fit: use --quantization nf4, or a smaller model")
 
 
-def _fits(vlm: VLM, batch: Batch) -> bool:
+def fits(vlm: VLM, batch: Batch) -> bool:
     try:
         vlm(batch)[0].backward()
         return True

@@ -1,0 +1,1 @@
+"""What is trained: methods, put on the model or on parts of it."""

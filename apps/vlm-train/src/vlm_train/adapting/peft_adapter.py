@@ -1,0 +1,125 @@
+"""`--method peft`: any configuration of Hugging Face PEFT that puts modules into a model, saved as PEFT saves it."""
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_models import VLM
+from vlm_train.errors import ConfigError
+from vlm_train.options.checks import PARTS
+from vlm_train.options.config import TrainConfig
+
+
+def read_peft_config(config: TrainConfig) -> Any:
+    """The `PeftConfig` that `--peft-config` holds.
+
+    Raises ConfigError: peft is not installed, or the file cannot be used.
+    """
+    try:
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, PromptLearningConfig
+    except ImportError:
+        raise ConfigError("--method peft: peft is not installed; pip install 'vlm-train[peft]'") from None
+    file = config.peft_config
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--peft-config {file}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ConfigError(f"--peft-config {file}: not JSON: {error}") from None
+    kind = content.pop("peft_type", None) if isinstance(content, dict) else None
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        known = ", ".join(sorted(PeftType(one).value for one in PEFT_TYPE_TO_CONFIG_MAPPING))
+        raise ConfigError(f"--peft-config {file}: peft_type is {kind!r}; known: {known}")
+    chosen = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    if issubclass(chosen, PromptLearningConfig):
+        raise ConfigError(
+            f"--peft-config {file}: {kind} puts tokens before the text, around the model and not in it; use "
+            "--method prefix"
+        )
+    known = [field.name for field in fields(chosen)]
+    for name in content:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "leave it out"
+            raise ConfigError(f"--peft-config {file}: {kind} has no {name!r}; {hint}")
+    if content.get("target_modules") and config.targets != "language":
+        raise ConfigError(f"--targets: {file} has target_modules; leave one of them out")
+    try:
+        return chosen(**{**content, "inference_mode": False})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--peft-config {file}: {' '.join(str(error).split())}") from None
+
+
+class PeftAttachment:
+    """PEFT's modules in a model, with the methods of `peft_methods.Attachment` that training needs.
+
+    Without `target_modules` in the configuration they go on the linear layers of the part that `--targets` names.
+    """
+
+    def __init__(self, config: TrainConfig, vlm: VLM):
+        from peft import get_peft_model
+
+        chosen = read_peft_config(config)
+        if getattr(chosen, "target_modules", "") is None:
+            chosen.target_modules = vlm.targets(config.targets) if config.targets in PARTS else config.target_list
+        try:
+            self.peft_model = get_peft_model(vlm.model, chosen)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"--peft-config {config.peft_config}: {' '.join(str(error).split())}") from None
+        self._steps = 0
+
+    @property
+    def trainable(self) -> int:
+        return self.peft_model.get_nb_trainable_parameters()[0]
+
+    @property
+    def total(self) -> int:
+        return self.peft_model.get_nb_trainable_parameters()[1]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.peft_model.parameters() if parameter.requires_grad]
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        return [{"params": self.parameters(), "lr": learning_rate}]
+
+    def bind(self, optimizer: torch.optim.Optimizer) -> None:
+        """AdaLoRA shares ranks out after each step; others have nothing to do."""
+        tuner = self.peft_model.base_model
+        if hasattr(tuner, "update_and_allocate"):
+
+            def allocate(*_: Any) -> None:
+                self._steps += 1
+                tuner.update_and_allocate(self._steps)
+
+            optimizer.register_step_post_hook(allocate)
+
+    def loss_terms(self, count: float | Tensor | None) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: one.detach() for name, one in self.peft_model.named_parameters() if one.requires_grad}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            raise ConfigError(f"--peft-config: {sorted(own.keys() ^ state.keys())[0]} is not in both model and state")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Inside, the model is the base model."""
+        return self.peft_model.disable_adapter()
+
+    def save(self, folder: str | PathLike, base_model: str | None = None) -> None:
+        self.peft_model.peft_config["default"].base_model_name_or_path = base_model
+        # Base embeddings are not trained, and asking the hub for their size is not for here.
+        self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)

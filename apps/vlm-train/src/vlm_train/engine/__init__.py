@@ -1,0 +1,1 @@
+"""Training: the loop, and what happens between its steps."""

@@ -1,0 +1,1 @@
+"""What vlm-train can be asked to do: the options, how they fit together, and files of them."""
