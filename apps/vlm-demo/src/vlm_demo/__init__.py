@@ -1,0 +1,5 @@
+"""A local web page to try trained runs on pictures; the command is `vlm-demo`."""
+
+from vlm_demo.errors import DemoError
+
+__all__ = ["DemoError"]
