@@ -49,7 +49,8 @@ def wheel(session: nox.Session, name: str) -> None:
     session.install(*wheels, "pytest", "pytest-xdist", "hypothesis")
     if name == "peft-methods":
         session.run("python", "-c", "import importlib.util as u; assert u.find_spec('transformers') is None")
-    session.run("pytest", "-q", "-n", "2", "-p", "no:cacheprovider", str(DISTRIBUTIONS[name] / "tests"), env=ONE_THREAD)
+    options = ("-q", "-n", "2", "-p", "no:cacheprovider", "-m", "not slow and not gpu")
+    session.run("pytest", *options, str(DISTRIBUTIONS[name] / "tests"), env=ONE_THREAD)
 
 
 def _siblings(name: str) -> list[str]:
@@ -72,9 +73,13 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def fuzz(session: nox.Session) -> None:
-    """10,000 malformed data files; it takes minutes."""
+    """10,000 malformed data files, vlm-infer killed in 20 jobs, vlm-train in 30 runs; it takes minutes."""
     file = "packages/vlm-data/tests/test_data_fuzz.py"
     session.run("pytest", "-q", file, *session.posargs, env={**ONE_THREAD, "VLM_DATA_FUZZ": "10000"})
+    file = "apps/vlm-infer/tests/test_infer_killed.py"
+    session.run("pytest", "-q", file, *session.posargs, env={**ONE_THREAD, "VLM_INFER_KILLS": "20"})
+    file = "apps/vlm-train/tests/test_train_killed.py"
+    session.run("pytest", "-q", file, *session.posargs, env={**ONE_THREAD, "VLM_TRAIN_KILLS": "30"})
 
 
 @nox.session(venv_backend="none")

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,9 +25,7 @@ QUICK = ["--model", "tiny-git", "--max-steps", "3", "--batch-size", "8", "--val-
 
 def process(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
     """Run a command as a process of its own."""
-    environment = {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
-    line = [str(SCRIPTS / arguments[0]), *map(str, arguments[1:])]
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return forked.run([str(argument) for argument in arguments], cwd)
 
 
 def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
@@ -208,6 +206,7 @@ def test_bad_input_of_train_is_one_line(case, finished, files):
 
 
 def test_bad_input_of_infer_is_one_line(finished, files):
+    (files / "none").mkdir(exist_ok=True)
     image = ["--image", "photos/0.png"]
     assert "--run photos is no run" in fails("vlm-infer", "--run", "photos", *image, cwd=files)
     assert "give one of --image" in fails("vlm-infer", "--run", "run", cwd=files)

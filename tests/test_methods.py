@@ -16,7 +16,7 @@ import vlm_models
 
 MODELS = ["plain", *vlm_models.TINY]
 DTYPES = {"float32": 2e-4, "bfloat16": 0.05}  # and how far equal computations in another order may be apart
-
+FLOAT32 = pytest.mark.parametrize("dtype", ["float32"])  # where the number format changes nothing
 
 MERGEABLE = {"lora", "rslora", "dora", "grit", "full", "bitfit", "norm"}
 
@@ -73,6 +73,7 @@ def test_changes_the_logits_and_switched_off_is_the_base(attachment, subject, ba
         assert torch.equal(subject.logits(), adapted)
 
 
+@FLOAT32
 def test_trains_what_it_saves_and_freezes_the_rest(attachment, subject, tmp_path):
     own = {id(parameter) for parameter in attachment.parameters()}
     assert {id(p) for p in subject.model.parameters() if p.requires_grad} == own  # BLIP-2's query_tokens too
@@ -92,6 +93,7 @@ def test_saved_and_loaded_it_gives_equal_logits_and_trains_on(attachment, subjec
     assert other.gradients(loaded).keys() == subject.gradients(attachment).keys() != set()
 
 
+@FLOAT32
 def test_detached_the_model_is_as_before(attachment, subject, base):
     attachment.detach()
     assert same(bits(subject.model), bits(base.model))
@@ -130,6 +132,7 @@ def test_gradients_under_gradient_checkpointing(attachment, subject, dtype):
             torch.testing.assert_close(actual[name], gradient, rtol=DTYPES[dtype], atol=1e-6, msg=name)
 
 
+@FLOAT32
 def test_copies_and_pickles(attachment, subject):
     with torch.no_grad():
         expected = subject.logits()
@@ -149,6 +152,7 @@ def test_copies_and_pickles(attachment, subject):
             assert torch.equal(subject.logits(), expected) and not torch.equal(other.logits(), expected)
 
 
+@FLOAT32
 def test_compiled_forward(attachment, subject, dtype):
     torch._dynamo.reset()
     with torch.no_grad():

@@ -1,17 +1,16 @@
 """Every command and every Python block of every README runs, and the first one reaches what it promises."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = Path(sys.executable).parent
 DISTRIBUTIONS = {path.parent.name for path in ROOT.glob("*/*/pyproject.toml")}
 BY_CI = {"uv run nox -s tests", "uv run nox"}  # would run this test again; `.ci/run` runs them
 
@@ -26,8 +25,8 @@ def commands(readme: Path) -> list[str]:
 
 
 READMES = sorted(ROOT.glob("*/*/README.md"))
-# vlm-infer's commands use a run that vlm-train's make.
-TOGETHER = [ROOT / "apps/vlm-train/README.md", ROOT / "apps/vlm-infer/README.md"]
+# The others' commands use a run that vlm-train's make.
+TOGETHER = [ROOT / f"apps/{name}/README.md" for name in ("vlm-train", "vlm-infer", "vlm-export")]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +37,11 @@ def folder(user_folder) -> Path:
     (folder / "photo.png").write_bytes((folder / "photos" / "0.png").read_bytes())
     products = [f"{number}.png,{color},{number}" for number, color in enumerate(["red", "blue", "green"] * 4)]
     (folder / "products.csv").write_text("\n".join(["image_name,color,count", *products]))
+    for number in ("0", "1"):
+        (folder / "pairs" / "Image" / number).mkdir(parents=True)
+        (folder / "pairs" / "Image" / number / "photo.png").write_bytes((folder / f"photos/{number}.png").read_bytes())
+        (folder / "pairs" / "caption").mkdir(exist_ok=True)
+        (folder / "pairs" / "caption" / f"{number}.txt").write_text(f"a picture of {number}")
     (folder / "run.yaml").write_text("data: captions.csv\nimage-dir: photos\nmodel: tiny-git\nmax-steps: 2\n")
     return folder
 
@@ -52,11 +56,10 @@ def execute(command: str, folder: Path) -> str:
         return ""
     words = shlex.split(command.removeprefix("pip install uv && ").removeprefix("uv run "))
     if words[0] == "python":
-        words[1] = str(ROOT / words[1])
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [str(SCRIPTS / words[0]), *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+        line = [sys.executable, ROOT / words[1], *words[2:]]
+        result = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    else:
+        result = forked.run(words, folder)
     assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
     return result.stdout
 
@@ -70,6 +73,11 @@ def test_commands_of_packages(readmes, folder):
     for readme in readmes:
         for command in commands(readme):
             execute(command, folder)
+
+
+def test_commands_for_those_who_come_from_other_tools(folder):
+    for command in commands(ROOT / "docs" / "coming-from.md"):
+        execute(command, folder)
 
 
 @pytest.mark.parametrize("readme", [*READMES, ROOT / "README.md"], ids=lambda path: path.parent.name)

@@ -28,12 +28,16 @@ from rich.console import Console
 import peft_methods
 import vlm_data
 import vlm_models
-from vlm_train.config import METHODS, TrainConfig
-from vlm_train.data import Data, read_data
-from vlm_train.evaluate import evaluate
-from vlm_train.features import encode_once
-from vlm_train.loop import train
-from vlm_train.methods import method_of
+from vlm_train.adapting.methods import method_of
+from vlm_train.engine.evaluate import evaluate
+from vlm_train.engine.loop import Step, planned_steps, train
+from vlm_train.engine.optimizers import make_optimizer
+from vlm_train.options.checks import METHODS
+from vlm_train.options.config import TrainConfig
+from vlm_train.processes import Processes
+from vlm_train.rows.batches import Batches
+from vlm_train.rows.data import Data, read_data
+from vlm_train.rows.features import encode_once
 
 GRID, ABOVE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-1, 3e-1)
 SEEDS = (0, 1, 2)
@@ -79,7 +83,7 @@ class Job:
         vlm, collate = self.fresh()
         torch.manual_seed(seed)
         attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
-        train(vlm, attachment, collate, self.train, self.features, config, lambda step: None)
+        steps(vlm, attachment, collate, self.train, self.features, config)
         result = {
             "method": method,
             "learning_rate": learning_rate,
@@ -91,6 +95,14 @@ class Job:
         }
         wanted = ("test", "scenes") if final else ("tuning",)
         return result | {name: self.accuracy(vlm, collate, self.evaluated()[name]) for name in wanted}
+
+
+def steps(vlm, attachment, collate, rows, features, config) -> list[Step]:
+    """What each step of a training did."""
+    optimizer = make_optimizer(attachment.parameter_groups(config.peak_learning_rate), config)
+    attachment.bind(optimizer)
+    batches = Batches(vlm, collate, rows, features, config, Processes())
+    return list(train(vlm, attachment, optimizer, batches, planned_steps(len(rows), config), config, Processes()))
 
 
 def size_on_disk(attachment: peft_methods.Attachment) -> int:
@@ -116,9 +128,9 @@ def cost(method: str) -> dict:
     vlm, collate = Job.fresh()
     rows = vlm_data.open("easy-vqa", split="train", seed=0).select(range(COST_ROWS))
     features = encode_once(vlm_models.FeatureCache(vlm), collate, rows, Console(quiet=True))
-    before, seconds = high_water.reset(), []
+    before = high_water.reset()
     attachment = peft_methods.attach(vlm.model, method_of(config, vlm))
-    train(vlm, attachment, collate, rows, features, config, lambda step: seconds.append(step.seconds))
+    seconds = [step.seconds for step in steps(vlm, attachment, collate, rows, features, config)]
     return {"cost": method, "step_seconds": statistics.median(seconds[5:]), "bytes": high_water.mark() - before}
 
 

@@ -185,6 +185,7 @@ def test_a_refused_key_is_an_error(shop, serve):
     assert not (shop / "questions.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_asking_twice(shop, serve):
     server, arguments = serve(delay=0.2)
     process = subprocess.Popen([*COMMAND, *arguments])
