@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -88,7 +89,8 @@ def test_a_run_is_the_folder_of_the_design(finished):
     assert [step["step"] for step in steps] == [0, 3, 3]  # evaluated before, trained, evaluated after
     assert steps[1]["loss"] > 0 and steps[2]["exact_match"] == record["results"]["after"]["exact_match"]
     assert Image.open(finished / "curves.png").size[0] > 100
-    assert (finished / "report.html").read_text().count("<figure>") == len(predictions)
+    shown = re.search(r'id="data">(.*?)</script>', (finished / "report.html").read_text(), re.DOTALL)[1]
+    assert [row["said"][0]["text"] for row in json.loads(shown)["rows"]] == [one["prediction"] for one in predictions]
 
 
 def test_rejected_rows_are_kept_with_their_reasons(finished):
@@ -177,7 +179,7 @@ BAD_DATA = {
     "too many bad": (["--data", "captions.csv", "--image-dir", "none"], "image not found"),
     "all broken": (["--data", "broken.csv"], "is HTML text, not an image"),
     "escape": (["--data", "escape.csv"], "leaves the image folder"),
-    "too long": (["--data", "long.csv"], "tokens, the model takes 512; shorten the prompt or the answer"),
+    "too long": (["--data", "long.csv"], "the model takes 512; shorten the prompt or the answer"),
     "format": (["--data", "captions.csv", "--format", "coco"], "unknown format 'coco'"),
     "model": (["--model", "tiny-gti"], "did you mean tiny-git"),
     "hub": (["--model", "nobody/nothing"], "cannot load 'nobody/nothing'"),

@@ -1,6 +1,7 @@
 """Several adapters on one base, options, and examples."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -107,6 +108,18 @@ def test_two_adapters_of_a_run(make_run, picture, tmp_path):
 def test_examples_are_pictures_that_are_there(near, far, picture):
     assert read_examples([near, far]) == [(str(picture), QUESTION)]
     assert read_examples([near.parent]) == []
+
+
+def test_pictures_are_seen_at_the_size_of_training(near, tmp_path):
+    run = shutil.copytree(near, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["config"] |= {"max_image_tokens": 9, "model": "tiny-qwen2-vl"}
+    (run / "run.json").write_text(json.dumps(record))
+    shutil.rmtree(run / "adapter")
+    pm.attach(vlm_models.load("tiny-qwen2-vl").model, pm.LoRA(rank=2, targets=["q_proj"])).save(run / "adapter")
+    (loaded,) = load_all(read_sources([run], []), "cpu")
+    of_images = loaded.vlm.processor.image_processor
+    assert of_images.size["longest_edge"] == 9 * (of_images.patch_size * of_images.merge_size) ** 2
 
 
 def test_a_plain_model_has_its_own_name():

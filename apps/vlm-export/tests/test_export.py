@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -214,6 +215,17 @@ def test_to_peft_and_back(make_run, pictures, tmp_path):
     export("--from-peft", tmp_path / "saved", "--model", "tiny-qwen2-vl", "--out", tmp_path / "merged")
     merged = logits_of(vlm_models.load(str(tmp_path / "merged"), device="cpu"), pictures)
     assert difference(by_peft, merged).relative < RELATIVE
+
+
+def test_images_are_seen_at_the_size_of_training(make_run, tmp_path):
+    run = make_run("tiny-qwen2-vl")
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["max_image_tokens"] = 9
+    (run / "run.json").write_text(json.dumps(record))
+    export("--run", run, "--out", tmp_path / "merged")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "merged")
+    inputs = processor(text="<|image_pad|>", images=Image.new("RGB", (400, 400)), return_tensors="pt")
+    assert inputs["image_grid_thw"].prod() // processor.image_processor.merge_size**2 <= 9
 
 
 def test_the_card_tells_a_hub_id_from_a_folder(git_run, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 import vlm_data
 import vlm_models
 from vlm_train import cli
+from vlm_train.engine.evaluate import evaluation_of, metrics_of
 from vlm_train.options.config import TrainConfig
 from vlm_train.rows.data import collator_of, read_data
 
@@ -112,3 +114,18 @@ def test_describe_prints_and_draws_each_part(tmp_path):
 def test_describe_of_what_cannot_be_read_is_one_line(tmp_path):
     result = CliRunner().invoke(cli.app, ["--data", str(tmp_path / "nothing.csv"), "--describe"])
     assert result.exit_code == 2 and result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_the_metrics_are_those_that_suit_the_rows():
+    def rows(prompts, references):
+        return Dataset.from_dict({"prompt": prompts, "references": references})
+
+    assert list(metrics_of(rows(["q"], [["a"]]))) == ["exact_match"]
+    assert metrics_of(rows(["q", None], [["a", "b"], ["c"]])) == {
+        "exact_match": [0, 1],
+        "vqa_accuracy": [0],
+        "bleu": [1],
+    }
+    many = rows([None] * 100, [[f"a caption of {number}"] for number in range(100)])
+    found = evaluation_of([text for (text,) in many["references"]], 0.0, many).scores
+    assert list(found) == ["exact_match", "bleu", "cider"] and found["cider"].value == pytest.approx(10)

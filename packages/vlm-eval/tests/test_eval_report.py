@@ -162,6 +162,14 @@ def test_a_browser_shows_sorts_filters_and_pages(opened, photos):
     assert ids(tab) == ["row-10"]
 
 
+def test_a_browser_shows_texts_that_nothing_is_known_to_compare_with(opened, photos):
+    rows = [Row(f"row-{i}", [], image=str(photos / "0.png")) for i in range(2001)]
+    tab = opened(page("Captions", rows, [Run("a", ["a text"] * len(rows), [None] * len(rows), {})]))
+    assert not tab.locator("#scores").is_visible() and not tab.locator("#distributions").is_visible()
+    assert tab.locator(".card").first.text_content().count("a text") == 1
+    assert tab.locator(".references").count() == 0
+
+
 def test_a_browser_shows_two_runs_and_what_changed(opened):
     rows = rows_of(9)
     runs = [run_of("first", rows, {2, 4}), run_of("second", rows, {4, 5, 8})]

@@ -107,7 +107,9 @@ def load_all(sources: Sequence[Source], device: str) -> list[Loaded]:
 
 
 def _load_base(source: Source, device: str) -> vlm_models.VLM:
-    return vlm_models.load(source.model, source.quantization, device, source.dtype, source.revision).eval()
+    vlm = vlm_models.load(source.model, source.quantization, device, source.dtype, source.revision)
+    vlm_data.limit_image_tokens(vlm.processor, source.max_image_tokens)
+    return vlm.eval()
 
 
 def _put_on(vlm: vlm_models.VLM, source: Source) -> list[pm.Attachment]:

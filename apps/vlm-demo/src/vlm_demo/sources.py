@@ -1,30 +1,35 @@
 """What the page offers: runs, plain models, and examples from the runs' validation rows."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlm_demo.errors import DemoError
 
 EXAMPLES = 8
+MAX_IMAGE_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model to load, by the options of `vlm_models.load`, with the folder of its adapter if it has one."""
+    """A model to load, by the options of `vlm_models.load`, with the folder of its adapter if it has one.
+
+    max_image_tokens: pictures that would take more are shrunk, as in training, for models that take any size.
+    """
 
     name: str
     model: str
     quantization: str = "none"
     dtype: str = "auto"
     revision: str | None = None
+    max_image_tokens: int = MAX_IMAGE_TOKENS
     adapter: Path | None = None
 
     @property
-    def base(self) -> tuple[str, str, str, str | None]:
+    def base(self) -> tuple[str, str, str, str | None, int]:
         """What it has in common with others that can share its weights."""
-        return self.model, self.quantization, self.dtype, self.revision
+        return self.model, self.quantization, self.dtype, self.revision, self.max_image_tokens
 
 
 def read_sources(runs: list[Path], models: list[str]) -> list[Source]:
@@ -36,7 +41,7 @@ def read_sources(runs: list[Path], models: list[str]) -> list[Source]:
     for model in models:  # a run's own base is loaded as there, so that they share their weights
         base = bases.get(model, Source(model, model))
         name = f"{model} (base)" if model in bases or model in own else model
-        sources.append(Source(name, model, base.quantization, base.dtype, base.revision))
+        sources.append(replace(base, name=name, adapter=None))
     names = [source.name for source in sources]
     if twice := [name for name in names if names.count(name) > 1]:
         raise DemoError(f"{twice[0]} is given twice; leave one out, or rename its folder")
@@ -50,11 +55,12 @@ def _of_run(run: Path) -> Source:
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))
         config = record["config"]
         options = config["model"], config["quantization"], config["dtype"], config.get("revision")
+        tokens = config.get("max_image_tokens", MAX_IMAGE_TOKENS)
     except (ValueError, KeyError, TypeError) as error:
         raise DemoError(f"--run {run}: run.json is not one that vlm-train wrote") from error
     if not (run / "adapter" / "adapter_config.json").is_file():
         raise DemoError(f"--run {run} has no adapter: its training is {record.get('status')}; train again")
-    return Source(run.resolve().name, *options, run / "adapter")
+    return Source(run.resolve().name, *options, tokens, run / "adapter")
 
 
 def read_examples(runs: list[Path]) -> list[tuple[str, str]]:

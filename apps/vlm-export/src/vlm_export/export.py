@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 import peft_methods as pm
+import vlm_data
 import vlm_models
 from vlm_export import adapters, card
 from vlm_export.errors import ExportError
@@ -102,6 +103,8 @@ class _Export:
         source = self.source
         with self.console.status(f"loading {source.base}"):
             vlm = vlm_models.load(source.base, quantization, self.options.device, dtype, source.revision)
+            if tokens := source.record.get("config", {}).get("max_image_tokens"):
+                vlm_data.limit_image_tokens(vlm.processor, tokens)  # the processor is saved, too
             return vlm, adapters.attach(vlm, source)
 
     def _compare(self, vlm: vlm_models.VLM, step: str) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Collection
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vlm_train.errors import ConfigError
-from vlm_train.options.config import TrainConfig
+from vlm_train.options.config import PANELS, TrainConfig
 from vlm_train.options.config_file import effective, read_with_lines
 from vlm_train.resuming import options_of
 
@@ -95,7 +96,12 @@ def with_options(function: Any, without: Collection[str] = ()) -> Any:
     """Give a command one option for each field of `TrainConfig`, but for some: options are written down once."""
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     of_config = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=_in_panel(field.name, field.type),
+        )
         for field in fields(TrainConfig)
         if field.name not in without
     ]
@@ -103,6 +109,13 @@ def with_options(function: Any, without: Collection[str] = ()) -> Any:
     function.__signature__ = inspect.Signature([own[0], *of_config, *keyword_only])
     function.__annotations__ = {p.name: p.annotation for p in function.__signature__.parameters.values()}
     return function
+
+
+def _in_panel(name: str, annotated: Any) -> Any:
+    """The option in its part of `--help`."""
+    option = copy(annotated.__metadata__[0])
+    option.rich_help_panel = next(panel for panel, names in PANELS.items() if name in names.split())
+    return Annotated[annotated.__origin__, option]
 
 
 app.command()(with_options(train))

@@ -78,7 +78,8 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
         raise ConfigError(f"--batch-size {config.batch_size} is shared by {processes.count} processes; give more rows")
     folder = Path(config.out) if resume else processes.from_main(lambda: choose_folder(config))
     if resume and RunDir(folder).read_json("run.json")["status"] == "done":
-        console.print(f"{folder} is done: there is nothing to go on with; look at {folder / 'report.html'}")
+        done = f"{folder} is done: there is nothing to go on with; look at {folder / 'report.html'}"
+        console.print(done, highlight=False, soft_wrap=True)
         return folder
     data = (read_stream if config.stream else read_data)(config, console)
     metric = check_metric(config.metric, data.val)

@@ -17,7 +17,8 @@ def limit_image_tokens(
 
     It is the processor's own setting (`image_processor.size`) that is changed, so that the limit is saved with it, and
     features that are kept of images know of it. Nothing happens to the processors of other models, which cut or scale
-    every image to sizes of their own, nor if the processor's own limit is lower.
+    every image to sizes of their own, nor if the processor's own limit is lower. Below some ten tokens, small images
+    may take more, for the processor rounds their sides up.
 
     Of `images`, {"path", "bytes"} each, the headers are read to say how many of them are shrunk; returns a line that
     says so, None if there are none. Raises DataError for a limit below 1.

@@ -16,6 +16,7 @@ from vlm_train.progress import track
 
 BATCH = 128  # rows
 MORE_TOKENS = 8  # than the longest reference has: a longer text is wrong in any case
+ENOUGH_CAPTIONS = 100  # CIDEr weights words by how rare they are in the references
 LOSS = "loss"  # the one of `--metric`'s names that is better when it is lower
 
 
@@ -104,7 +105,7 @@ def metrics_of(rows: Dataset) -> dict[str, list[int]]:
     """The metrics that suit the rows, and the numbers of the rows that each scores; the first is the headline.
 
     Exact match, which ignores case, for all; VQA accuracy where questions have several answers, BLEU where there are
-    captions.
+    captions, and CIDEr where there are many.
     """
     prompts, references = rows["prompt"], rows["references"]
     questions = [row for row, prompt in enumerate(prompts) if prompt is not None]
@@ -114,6 +115,8 @@ def metrics_of(rows: Dataset) -> dict[str, list[int]]:
         found["vqa_accuracy"] = questions
     if captions:
         found["bleu"] = captions
+    if len(captions) >= ENOUGH_CAPTIONS:
+        found["cider"] = captions
     return found
 
 

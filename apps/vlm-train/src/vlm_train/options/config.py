@@ -9,6 +9,21 @@ from vlm_train.options.checks import AUTO, METHODS, check
 from vlm_train.schedules import SCHEDULES
 
 TINY_LEARNING_RATE, LEARNING_RATE = 3e-3, 2e-4
+PANELS = {  # of `--help`
+    "Data": (
+        "data image_dir format columns stream val_data val_fraction val_rows stratify allow_overlap max_rejected "
+        "answer_choice max_image_tokens"
+    ),
+    "Model": "model revision quantization dtype device",
+    "Method": "method rank alpha dropout targets vision_method method_options peft_config",
+    "Training": (
+        "epochs max_steps max_minutes batch_size accumulate learning_rate warmup schedule optimizer weight_decay "
+        "max_gradient_norm lora_plus_ratio seed"
+    ),
+    "Evaluation on the way": "evaluate_every metric patience",
+    "Speed": "cache_features cache_size cache_dir plain",
+    "The run's folder": "out overwrite checkpoint_every keep_checkpoints track",
+}
 
 
 def _option(help: str, **more: Any) -> Any:

@@ -11,7 +11,7 @@ from vlm_models import TINY
 from vlm_train.adapting.attaching import VISION
 from vlm_train.options.config import TrainConfig
 
-NAMES = {"exact_match": "Exact match", "vqa_accuracy": "VQA accuracy", "bleu": "BLEU"}
+NAMES = {"exact_match": "Exact match", "vqa_accuracy": "VQA accuracy", "bleu": "BLEU", "cider": "CIDEr"}
 
 
 def card_text(record: dict[str, Any], facts: Sequence[tuple[str, str]], folder: Path) -> str:

@@ -257,7 +257,7 @@ function card(row) {
   const times = new Map();
   for (const text of row.references) times.set(text, (times.get(text) || 0) + 1);
   const given = [...times].map(([text, n]) => (n > 1 ? `${text} (${n}\u00d7)` : text));
-  body.append(make("p", "references clip", "expected: " + given.join(" / ")));
+  if (given.length) body.append(make("p", "references clip", "expected: " + given.join(" / ")));
   for (const label of Object.values(row.types)) body.append(make("span", "chip", label));
   body.append(make("p", "identity", row.id));
   return element;
@@ -275,6 +275,7 @@ function gallery() {
   find(".pages").hidden = pages === 1;
 }
 
+for (const id of ["#scores", "#distributions"]) find(id).hidden = data.metrics.length === 0; // texts without references
 about();
 scores();
 types();

@@ -70,8 +70,8 @@ def page(
 
 def _first_shown(rows: list[Row], run: Run) -> list[Row]:
     """The rows whose pictures are embedded: all, or the worst and the best by the first metric."""
-    if len(rows) <= EMBEDDED:
-        return rows
+    if len(rows) <= EMBEDDED or not run.scores:
+        return rows[:EMBEDDED]
     values = next(iter(run.scores.values())).per_sample
     order = sorted(range(len(rows)), key=values.__getitem__)
     half = EMBEDDED // 2
