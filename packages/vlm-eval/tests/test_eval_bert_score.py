@@ -4,16 +4,12 @@ import math
 
 import pytest
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoModel,
     AutoTokenizer,
     BertConfig,
     BertModel,
     BertTokenizer,
-    RobertaConfig,
-    RobertaModel,
-    RobertaTokenizer,
 )
 
 from vlm_eval import bert_score
@@ -35,14 +31,8 @@ def bert(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def roberta(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("encoder-r"))
-    vocab = {w: i for i, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet())])}
-    torch.manual_seed(0)
-    config = RobertaConfig(vocab_size=len(vocab), max_position_embeddings=32, pad_token_id=1, **SHAPE)
-    RobertaModel(config).save_pretrained(folder)
-    RobertaTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
-    return folder
+def roberta(tiny_roberta):
+    return tiny_roberta
 
 
 class Oracle:

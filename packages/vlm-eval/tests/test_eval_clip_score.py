@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from vlm_eval import clip_score, ref_clip_score
 
@@ -14,29 +13,8 @@ REFERENCES = [["the dog", "a red dog"], ["cat"], ["no", "maybe"], ["x"], ["a dog
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("clip"))
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = CLIPConfig(
-        text_config={
-            **shape,
-            "vocab_size": len(words),
-            "max_position_embeddings": 40,
-            "bos_token_id": len(words) - 2,
-            "eos_token_id": len(words) - 1,
-        },
-        vision_config={**shape, "image_size": 16, "patch_size": 8},
-        projection_dim=8,
-        initializer_factor=5.0,  # random texts and images far enough apart
-    )
-    torch.manual_seed(1)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=40)
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
-    return folder
+def folder(tiny_clip):
+    return tiny_clip
 
 
 @pytest.fixture(scope="module")

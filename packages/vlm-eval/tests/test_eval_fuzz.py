@@ -6,8 +6,22 @@ from importlib.util import find_spec
 from random import Random
 
 import pytest
+from PIL import Image
 
-from vlm_eval import anls, bleu, cider, exact_match, meteor, relaxed_accuracy, rouge, vqa_accuracy
+from vlm_eval import (
+    anls,
+    bert_score,
+    bleu,
+    cider,
+    clip_score,
+    exact_match,
+    frechet_distance,
+    meteor,
+    ref_clip_score,
+    relaxed_accuracy,
+    rouge,
+    vqa_accuracy,
+)
 
 ALPHABETS = [
     "abc XYZ",
@@ -35,10 +49,12 @@ METRICS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _with_its_program(request):
-    if request.node.callspec.params["name"] == "meteor" and not (shutil.which("java") and find_spec("pycocoevalcap")):
-        pytest.skip("needs Java and pycocoevalcap")
+JAVA = pytest.mark.skipif(not (shutil.which("java") and find_spec("pycocoevalcap")), reason="needs Java, pycocoevalcap")
+
+
+def names(without: str = "-") -> list:
+    kept = [name for name in METRICS if not name.startswith(without)]
+    return [pytest.param(name, marks=JAVA if name == "meteor" else ()) for name in kept]
 
 
 def texts() -> list[str]:
@@ -51,17 +67,20 @@ def texts() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", names())
 def test_odd_texts_give_finite_values_in_range(name):
     metric, highest = METRICS[name]
     predictions = texts()
-    references = [[predictions[i - 1], text] if i % 3 else [predictions[i - 7]] for i, text in enumerate(predictions)]
-    check(metric(predictions, references), highest)
+    check(metric(predictions, references_of(predictions)), highest)
+
+
+def references_of(texts: list[str]) -> list[list[str]]:
+    return [[texts[i - 1], text] if i % 3 else [texts[i - 7]] for i, text in enumerate(texts)]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:CIDEr")
-@pytest.mark.parametrize("name", [name for name in METRICS if not name.startswith("rougeL")])  # Google's is quadratic
+@pytest.mark.parametrize("name", names(without="rougeL"))  # Google's is quadratic
 def test_texts_of_100_000_characters(name):
     metric, highest = METRICS[name]
     predictions, references = [*LONG, "a"], [[LONG[0], "a"], *LONG[2:], LONG[1], ["", LONG[3]]]
@@ -69,8 +88,24 @@ def test_texts_of_100_000_characters(name):
     check(metric(predictions[rows], references[rows]), highest)
 
 
-def check(score, highest: float) -> None:
-    tolerance = 1e-9
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert_score", "frechet_distance", "clip_score", "ref_clip_score"])
+def test_odd_and_long_texts_in_tiny_models(name, tiny_roberta, tiny_clip):
+    predictions = texts() + LONG
+    references = references_of(predictions)
+    images = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")] * (len(predictions) // 2)
+    if name == "bert_score":
+        check(bert_score(predictions, references, tiny_roberta, num_layers=1), 1, lowest=-1)
+    elif name == "frechet_distance":
+        check(frechet_distance(predictions, references, tiny_roberta), 100)  # vectors of any length
+    elif name == "clip_score":
+        check(clip_score(predictions, images, tiny_clip), 2.5)
+    else:
+        check(ref_clip_score(predictions, references, images, tiny_clip), 2.5)
+
+
+def check(score, highest: float, lowest: float = 0) -> None:
+    tolerance = 1e-6  # of float32
     for value in (score.value, *score.per_sample, *score.interval):
         assert math.isfinite(value)
-        assert -tolerance <= value <= highest + tolerance
+        assert lowest - tolerance <= value <= highest + tolerance

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_eval.embed import encoder_path
-from vlm_eval.rows import check_rows
+from vlm_eval.embed import encoder_path, max_tokens
+from vlm_eval.rows import check_rows, encodable
 from vlm_eval.score import Score, mean_score, signature
 
 
@@ -76,9 +76,9 @@ def bert_score(
     encoder, tokenizer = get_model(model, num_layers).to(device), get_tokenizer(model)
     if isinstance(tokenizer, GPT2Tokenizer | RobertaTokenizer):
         tokenizer = AutoTokenizer.from_pretrained(model, add_prefix_space=True)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _max_tokens(encoder))
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens(encoder))
 
-    pairs = [(row, p, r) for row, p in enumerate(predictions) for r in references[row]]
+    pairs = [(row, encodable(p), encodable(r)) for row, p in enumerate(predictions) for r in references[row]]
     scores = np.zeros((len(pairs), 3))
     full = [i for i, (_, p, r) in enumerate(pairs) if p.strip() and r.strip()]
     if full:
@@ -117,10 +117,3 @@ def _baseline(rescale: bool | str, lang: str, model: str, layer: int) -> np.ndar
             if int(row["LAYER"]) == layer:
                 return np.array([float(row[column]) for column in "PRF"])
     raise ValueError(f"rescale={rescale!r}: {table} has no row for layer {layer}; give num_layers or another table")
-
-
-def _max_tokens(encoder) -> int:
-    """Longest input, special tokens included. RoBERTa's kin start to count positions after the padding index."""
-    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    padding_index = getattr(table, "padding_idx", None)
-    return getattr(encoder.config, "max_position_embeddings", 512) - (0 if padding_index is None else padding_index + 1)

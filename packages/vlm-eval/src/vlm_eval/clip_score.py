@@ -11,7 +11,7 @@ from os import PathLike
 
 import numpy as np
 
-from vlm_eval.rows import check_rows
+from vlm_eval.rows import check_rows, encodable
 from vlm_eval.score import Score, mean_score, signature
 
 WEIGHT = 2.5
@@ -114,7 +114,13 @@ class _Clip:
 
         def features(batch: list[str]):
             texts = [self.prefix + text for text in batch]
-            inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+            inputs = self.tokenizer(
+                [encodable(text) for text in texts],
+                padding=True,
+                truncation=True,
+                max_length=limit,
+                return_tensors="pt",
+            )
             return self.model.get_text_features(**inputs.to(self.device))
 
         distinct, where = np.unique(np.array(texts, dtype=object), return_inverse=True)

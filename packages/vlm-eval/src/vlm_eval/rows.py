@@ -28,6 +28,11 @@ def check_rows(
     return predictions, [_references_of(row, entry) for row, entry in enumerate(references)]
 
 
+def encodable(text: str) -> str:
+    """The text as models' tokenizers take it: half a surrogate pair, which no encoding has, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _references_of(row: int, entry: str | Sequence[str]) -> list[str]:
     if isinstance(entry, str):
         return [entry]
