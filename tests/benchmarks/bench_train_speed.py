@@ -39,7 +39,7 @@ from vlm_train.processes import Processes
 from vlm_train.rows.batches import Batches
 from vlm_train.rows.features import encode_once
 
-RATE, ROUNDS = 1e-3, 5
+RATE, ROUNDS = 1e-4, 5
 STEPS = {"easy-vqa": 20, "captions": 4}  # of a round
 BATCH = {"easy-vqa": 32, "captions": 8}
 FIRST_EPOCH = {"easy-vqa": 1920, "captions": 160}  # rows
@@ -240,7 +240,8 @@ class Theirs:
         return {**batch, "labels": labels}
 
     def _captions(self, rows: list[dict]) -> dict:
-        texts = [row["references"][0] + self.processor.tokenizer.eos_token for row in rows]
+        words = self.processor.tokenizer  # the tiny one; OPT's own begins sentences by itself
+        texts = [words.bos_token + row["references"][0] + words.eos_token for row in rows]
         pictures = [_picture(row) for row in rows]
         batch = self.processor(images=pictures, text=texts, padding=True, padding_side="right", return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
