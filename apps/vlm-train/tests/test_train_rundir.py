@@ -4,7 +4,7 @@ import pytest
 
 from vlm_train.errors import ConfigError
 from vlm_train.options.config import TrainConfig
-from vlm_train.rundir import RunDir, choose_folder
+from vlm_train.rundir import RunDir, choose_folder, make_folder
 
 
 def test_a_run_is_named_after_what_it_is_and_never_overwrites(tmp_path, monkeypatch):
@@ -14,6 +14,18 @@ def test_a_run_is_named_after_what_it_is_and_never_overwrites(tmp_path, monkeypa
     assert str(first) == "runs/blip2-opt-2.7b-lora-photos"
     first.mkdir(parents=True)
     assert str(choose_folder(config)) == "runs/blip2-opt-2.7b-lora-photos-2"
+
+
+def test_a_run_killed_before_its_first_file_was_whole_leaves_out_as_empty(tmp_path, monkeypatch):
+    config = TrainConfig(out=str(tmp_path / "run"))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_folder(choose_folder(config)).write_json("run.json", {"status": "running"})
+    assert any((tmp_path / "run").iterdir()) and choose_folder(config) == tmp_path / "run"
 
 
 def test_out_may_be_empty_but_not_in_use(tmp_path):

@@ -54,7 +54,7 @@ class RunDir:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Whole or not at all: written beside and renamed."""
-        partial = self.folder / f".{name}.partial"
+        partial = self.folder / _partial(name)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
@@ -87,7 +87,7 @@ def choose_folder(config: TrainConfig) -> Path:
     if config.out is not None:
         folder = Path(config.out)
         a_run = (folder / "run.json").exists()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (a_run and config.overwrite):
+        if folder.exists() and not _is_empty(folder) and not (a_run and config.overwrite):
             if not a_run:
                 raise ConfigError(f"--out {folder} exists and is not empty; choose another folder or remove it")
             fix = "choose another folder, go on with it by --resume, or replace it by --overwrite"
@@ -98,6 +98,16 @@ def choose_folder(config: TrainConfig) -> Path:
     while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
         number += 1
     return folder
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is in it, but for what a run leaves that is killed before its run.json is there."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {_partial("run.json")}
+
+
+def _partial(name: str) -> str:
+    """What a file is called until it is whole."""
+    return f".{name}.partial"
 
 
 def make_folder(folder: Path) -> RunDir:
