@@ -47,13 +47,13 @@ class Evaluation:
         """The scores' values, and the loss."""
         return self.score_values() | {"validation_loss": self.loss}
 
-    def of_row(self, row: int) -> dict[str, float]:
-        """The scores of one row by metric name, of those metrics that score it."""
-        return {
-            name: score.per_sample[self.rows[name].index(row)]
-            for name, score in self.scores.items()
-            if row in self.rows[name]
-        }
+    def by_row(self) -> list[dict[str, float]]:
+        """The scores of each row by metric name, of those metrics that score it."""
+        found: list[dict[str, float]] = [{} for _ in self.predictions]
+        for name, score in self.scores.items():
+            for row, value in zip(self.rows[name], score.per_sample, strict=True):
+                found[row][name] = value
+        return found
 
     def better_than(self, value: float | None, metric: str) -> bool:
         """Whether it is better than `value` of that metric; a first one, without another to compare, is."""

@@ -58,6 +58,7 @@ class Training:
         self.data_state: dict[str, Any] | None = None  # of a stream, where a run goes on
         self.listeners: list[Callable[[dict], None]] = []  # hear every line of metrics.jsonl
         self._written, self._writing_took, self._saved = time.monotonic(), 0.0, None
+        self._best: Evaluation | None = None  # of `state.best`, once it is known
 
     # ---- the whole of it
 
@@ -110,7 +111,7 @@ class Training:
             tree = self.processes.from_main(lambda: self.checkpoints.load(state.best.step))
             self.attachment.load_state_dict(tree["adapter"])
         self.save_adapter()
-        return evaluation_of(state.best.predictions, state.best.loss, self.val)
+        return self._best_evaluation()
 
     # ---- between two steps
 
@@ -136,12 +137,11 @@ class Training:
         found, state = self._measured(title), self.state
         with self.signals.held():
             state.evaluated = state.step
-            best = state.best
-            value = None if best is None else evaluation_of(best.predictions, best.loss, self.val).value(self.metric)
+            value = None if state.best is None else self._best_evaluation().value(self.metric)
             better = found.better_than(value, self.metric)
             state.stale = 0 if better else state.stale + 1
             if better:
-                state.best = Answers.of(state.step, found)
+                state.best, self._best = Answers.of(state.step, found), found
             self._note(state.step, found)
         if title is None:
             text = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.values().items())
@@ -149,6 +149,12 @@ class Training:
             if better:
                 self.save_checkpoint()
                 self.save_adapter()
+
+    def _best_evaluation(self) -> Evaluation:
+        """That of `state.best`, whose scores a resumed run computes anew."""
+        if self._best is None:
+            self._best = evaluation_of(self.state.best.predictions, self.state.best.loss, self.val)
+        return self._best
 
     def _measured(self, title: str | None) -> Evaluation:
         quiet = Console(quiet=True)  # there is a bar already

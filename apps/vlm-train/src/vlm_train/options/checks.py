@@ -13,7 +13,7 @@ OPTIMIZERS = ("adamw", "adamw8bit", "sgd")
 AUTO = -1  # the batch size that `--batch-size auto` stands for until the largest that fits is known
 LORA_KIN = ("lora", "rslora", "dora", "grit")
 PARTS = ("language", "vision", "all")
-NAMED_DATA = ("easy-vqa", "scenes")
+NAMED_DATA = ("easy-vqa", "scenes")  # made by us: their images are good and their parts share none
 
 
 def check(config: Any) -> None:

@@ -23,20 +23,22 @@ def report_page(
     title: str,
     facts: Sequence[tuple[str, str]],
     rows: Dataset,
+    keys: Sequence[str],
     before: Evaluation,
     after: Evaluation,
     record: dict[str, Any],
     curves: bytes,
     folder: Path,
 ) -> str:
-    """HTML that needs no other file. `facts` is the closing table, `record` what run.json holds, `curves` a PNG."""
+    """HTML that needs no other file. `facts` is the closing table, `keys` are those of the rows' pictures,
+    `record` is what run.json holds, `curves` a PNG.
+    """
     total = len(after.predictions)
     numbers = list(range(0, total, -(-total // SHOWN)))
     shown = rows.select(numbers).to_list()
     # Only what scores every row can stand beside every row.
     metrics = [name for name, score in after.scores.items() if len(score.per_sample) == total]
-    clusters = [image_key(row) for row in rows]
-    comparisons = {name: vlm_eval.compare(after.scores[name], before.scores[name], clusters) for name in metrics}
+    comparisons = {name: vlm_eval.compare(after.scores[name], before.scores[name], keys) for name in metrics}
     sections = {
         "Training": _table(facts) + f'<p><img src="{_address(curves)}" alt="curves" style="max-width:100%"></p>',
         "Configuration": _folded("Options", record["config"])

@@ -37,11 +37,12 @@ def write_results(
     }
     done = {**record, "status": "done", "results": results}
     facts = _facts(before, after, done)
-    out.write_lines("predictions.jsonl", _predictions(data, after))
+    keys = [image_key(row) for row in data.val]
+    out.write_lines("predictions.jsonl", _predictions(data, after, keys))
     curves = draw_curves(state.log, out.read_lines(METRICS), state.best.step)
     out.write_bytes("curves.png", curves)
     title = f"{training.config.model} adapted to {training.config.data}"
-    out.write_text("report.html", report_page(title, facts, data.val, before, after, done, curves, out.folder))
+    out.write_text("report.html", report_page(title, facts, data.val, keys, before, after, done, curves, out.folder))
     out.write_text("README.md", card_text(done, facts, out.folder))
     out.write_json("run.json", done)
     return facts
@@ -57,7 +58,7 @@ def close(console: Console, out: RunDir, facts: list[tuple[str, str]], data: Dat
     command = ["vlm-infer", "--run", str(out.folder), "--image", row["image"]["path"] or "FILE"]
     if row["prompt"]:
         command += ["--question", row["prompt"]]
-    console.print(f"Look at {out.folder / 'report.html'}, then try:", highlight=False)
+    console.print(f"Look at {out.folder / 'report.html'}, then try:", highlight=False, soft_wrap=True)
     console.print(f"  uv run {shlex.join(command)}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -66,19 +67,21 @@ def headline(evaluation: Evaluation) -> str:
     return f"{name.replace('_', ' ')} {score_text(score)} on {len(evaluation.predictions):,} rows"
 
 
-def _predictions(data: Data, evaluation: Evaluation) -> list[dict]:
-    """One record for each validation row, with its scores by sample."""
+def _predictions(data: Data, evaluation: Evaluation, keys: list[str]) -> list[dict]:
+    """One record for each validation row, with the key of its picture and its scores by sample."""
     return [
         {
             "id": row["id"],
             "image": row["image"]["path"],
-            "image_key": image_key(row),
+            "image_key": key,
             "prompt": row["prompt"],
             "references": row["references"],
             "prediction": prediction,
-            **evaluation.of_row(index),
+            **scores,
         }
-        for index, (row, prediction) in enumerate(zip(data.val, evaluation.predictions, strict=True))
+        for row, key, prediction, scores in zip(
+            data.val, keys, evaluation.predictions, evaluation.by_row(), strict=True
+        )
     ]
 
 

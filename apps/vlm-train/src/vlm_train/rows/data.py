@@ -10,10 +10,9 @@ from rich.console import Console
 
 import vlm_data
 from vlm_models import VLM
+from vlm_train.options.checks import NAMED_DATA
 from vlm_train.options.config import TrainConfig
 from vlm_train.progress import track
-
-NAMED = ("easy-vqa", "scenes")  # made by us: their images are good and their parts share none
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def read_data(config: TrainConfig, console: Console) -> Data:
     rejected: list[vlm_data.Rejected] = []
     with said_on(console):
         parts = vlm_data.splits(config.data)
-        if config.data in NAMED:
+        if config.data in NAMED_DATA:
             train, val = (open_part(config, part) for part in ("train", "test"))
         else:
             train = part_of(config, "train" if parts else None, rejected, console)
