@@ -67,16 +67,13 @@ class Loaded:
 
     def _drawn(self, batch: vlm_models.Batch, row: dict, answers: list[vlm_models.Answer]) -> Said:
         (answer,) = answers
-        words = vlm_models.words_of(self.vlm, answer)
-        if not words:
+        if not vlm_models.words_of(self.vlm, answer):
             return Said(answer.text, note="there are no words to draw")
         try:
             (maps,) = vlm_models.attention_maps(self.vlm, batch, answers)
         except vlm_models.ModelError as error:  # there are models of which no grid is known: they answer all the same
             return Said(answer.text, note=str(error))
-        of_words = [maps[tokens].mean(0) for _, tokens in words]
-        picture = vlm_data.decode(row["image"])
-        return Said(answer.text, vlm_models.draw_attention(picture, [word for word, _ in words], of_words))
+        return Said(answer.text, vlm_models.draw_answer(self.vlm, answer, maps, vlm_data.decode(row["image"])))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -13,7 +13,6 @@ import vlm_data
 import vlm_models
 from vlm_infer.errors import InferError
 from vlm_infer.generation import Generation, Outcome
-from vlm_infer.looking import draw
 from vlm_infer.model import ModelSpec
 from vlm_infer.rows import Row
 
@@ -76,8 +75,10 @@ class Answerer:
             return [*self._answer(positions[:half], rows[:half]), *self._answer(positions[half:], rows[half:])]
         seconds = (time.perf_counter() - started) / len(rows)
         if self.attention is not None:
-            for position, row, drawing in zip(positions, rows, draw(self.vlm, batch, rows, answers), strict=True):
+            maps = vlm_models.attention_maps(self.vlm, batch, answers)
+            for position, row, answer, own in zip(positions, rows, answers, maps, strict=True):
                 name = Path(row["image"]["path"] or row["id"]).stem
+                drawing = vlm_models.draw_answer(self.vlm, answer, own, vlm_data.decode(row["image"]))
                 drawing.save(self.attention / f"{position + 1:05d}-{name}.png")
         return [Outcome(answer.text, sum(answer.token_logprobs), seconds) for answer in answers]
 

@@ -2,7 +2,7 @@
 
 from vlm_models.attention_maps import attention_maps, words_of
 from vlm_models.device import DTYPES
-from vlm_models.drawing import draw_attention
+from vlm_models.drawing import draw_answer, draw_attention
 from vlm_models.errors import ModelError
 from vlm_models.features import FeatureCache
 from vlm_models.generation import Answer, together
@@ -25,6 +25,7 @@ __all__ = [
     "ModelError",
     "Plan",
     "attention_maps",
+    "draw_answer",
     "draw_attention",
     "from_parts",
     "load",

@@ -1,16 +1,29 @@
 """Attention drawn over its image: one panel for each word."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from vlm_models.attention_maps import words_of
+from vlm_models.generation import Answer
+
+if TYPE_CHECKING:
+    from vlm_models.vlm import VLM
 
 SIDE = 224  # pixels of the longer side of a panel
 COLUMNS = 6
 GAP = 8
 TEXT = 18  # font size
 DIM, HEAT = (16, 16, 32), (255, 96, 0)  # over what is not looked at, and over what is
+
+
+def draw_answer(vlm: "VLM", answer: Answer, maps: Tensor, image: Image.Image) -> Image.Image:
+    """Where the model looked in the image as it said each word of an answer; `maps` are its `attention_maps`."""
+    words = words_of(vlm, answer)
+    return draw_attention(image, [word for word, _ in words], [maps[tokens].mean(0) for _, tokens in words])
 
 
 def draw_attention(image: Image.Image, words: Sequence[str], maps: Sequence[Tensor]) -> Image.Image:
