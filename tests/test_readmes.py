@@ -1,5 +1,6 @@
 """Every command and every Python block of every README runs, and the first one reaches what it promises."""
 
+import importlib
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import forked
 import pytest
+import typer
 
 ROOT = Path(__file__).parent.parent
 DISTRIBUTIONS = {path.parent.name for path in ROOT.glob("*/*/pyproject.toml")}
@@ -78,6 +80,20 @@ def test_commands_of_packages(readmes, folder):
 def test_commands_for_those_who_come_from_other_tools(folder):
     for command in commands(ROOT / "docs" / "coming-from.md"):
         execute(command, folder)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in ROOT.glob("apps/*/pyproject.toml")))
+def test_every_option_is_in_the_readme_and_has_help(name):
+    def options(app: str) -> dict[str, str]:
+        command = typer.main.get_command(importlib.import_module(f"{app.replace('-', '_')}.cli").app)
+        return {max(one.opts, key=len): one.help for one in command.params}
+
+    own = options(name)
+    if name == "vlm-compare":  # which takes those of vlm-train, and says so
+        own = {option: text for option, text in own.items() if option not in options("vlm-train") or option == "--out"}
+    text = (ROOT / "apps" / name / "README.md").read_text()
+    assert [option for option in own if option.startswith("--") and option not in text] == []
+    assert all(own.values())
 
 
 @pytest.mark.parametrize("readme", [*READMES, ROOT / "README.md"], ids=lambda path: path.parent.name)

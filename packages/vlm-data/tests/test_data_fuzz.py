@@ -7,6 +7,7 @@ import os
 import random
 import tarfile
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -274,44 +275,43 @@ FORMATS = st.sampled_from(["auto"] * 3 * len(READERS) + list(READERS))
 COLUMNS = st.sampled_from([None] * 12 + ["image=image,references=caption", "image=x", "prompt=text,references="])
 
 
-@pytest.mark.slow
-@inputs(0.5)
-@given(file=anything, format=FORMATS, columns=COLUMNS)
-def test_files(world, file, format, columns):
-    folder = world / "files"
+@contextmanager
+def placed(folder, file):
+    """The path of a file among good ones, while it is there."""
     if not folder.exists():
         folder.mkdir()
         furnish(folder)
     path = folder / file[0]
     path.write_bytes(file[1])
     try:
-        read(path, folder, format=format, columns=columns)
+        yield path
     finally:
         path.unlink()
+
+
+@pytest.mark.slow
+@inputs(0.5)
+@given(file=anything, format=FORMATS, columns=COLUMNS)
+def test_files(world, file, format, columns):
+    with placed(world / "files", file) as path:
+        read(path, path.parent, format=format, columns=columns)
 
 
 @inputs(0.2)
 @given(file=anything.filter(lambda file: file[0].endswith((".jsonl", ".tar", ".parquet"))), columns=COLUMNS)
 def test_streams(world, file, columns):
     """A stream gives each sample or rejects it; its shards are damaged, it never is."""
-    folder = world / "streams"
-    if not folder.exists():
-        folder.mkdir()
-        furnish(folder)
-    path = folder / file[0]
-    path.write_bytes(file[1])
     rejected = []
-    try:
-        stream = vlm_data.stream(path, columns=columns, window=3)
-        rows = [row for batch in stream.loader(2, rejected=rejected) for row in batch]
-    except DataError as error:
-        assert "there are no rows in it" in str(error) or "columns" in str(error)
-    else:
-        assert len(rows) + len(rejected) == len(stream)
-        assert all(vlm_data.decode(row["image"]).size == (4, 4) for row in rows)
-        assert all(one.reason and one.source.startswith(str(path)) for one in rejected)
-    finally:
-        path.unlink()
+    with placed(world / "streams", file) as path:
+        try:
+            stream = vlm_data.stream(path, columns=columns, window=3)
+            rows = [row for batch in stream.loader(2, rejected=rejected) for row in batch]
+        except DataError as error:
+            assert "there are no rows in it" in str(error) or "columns" in str(error)
+        else:
+            assert len(rows) + len(rejected) == len(stream)
+            assert all(vlm_data.decode(row["image"]).size == (4, 4) for row in rows)
+            assert all(one.reason and one.source.startswith(str(path)) for one in rejected)
 
 
 @inputs(0.3)
