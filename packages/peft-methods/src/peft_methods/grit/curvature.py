@@ -20,6 +20,7 @@ from torch import Tensor
 
 class Curvature:
     """What is measured at one module. `sums` and `rows` are those of the optimizer's coming step, `average` is kept.
+    `noted` is what `count` has not added to the sums yet.
 
     sums [2, rank, rank]: Σ h hᵀ and Σ δ δᵀ over `rows` rows. average [2, rank, rank]: Σ_a and Σ_g, averaged over the
     steps with exponentially falling weights that add up to `weight`, which is zero before anything was measured. They
@@ -36,25 +37,21 @@ class Curvature:
         self.weight = torch.zeros_like(self.rows)
         self.terms: float | Tensor | None = None
         self.empty = True
+        self.noted: list[tuple[Tensor, Tensor, float, float]] = []
 
     def add(self, x: Tensor, dx: Tensor, s: float, kept: float) -> None:
-        """Count the rows of one backward pass, [rows, rank] each: s · x is h, and kept · dx is δ.
-
-        A row whose δ is zero has no part in the loss (padding, or what comes after the last label): it is no sample.
-        """
-        x, dx, counted = (tensor.to(self.sums.dtype) for tensor in (x, dx, dx.any(1, keepdim=True)))
-        self.sums[0].addmm_((x * counted).t(), x, alpha=s**2)
-        self.sums[1].addmm_(dx.t(), dx, alpha=kept**2)
-        self.rows += counted.sum()
-        self.empty = False
+        """Note the rows of one backward pass, [rows, rank] each, for `count`: s · x is h, and kept · dx is δ."""
+        self.noted.append((x, dx, s, kept))
 
     def clear(self) -> None:
+        self.noted.clear()
         if not self.empty:
             self.sums.zero_()
             self.rows.zero_()
             self.empty = True
 
     def to(self, device: torch.device) -> None:
+        count([self])
         for name in ("sums", "rows", "average", "weight"):
             setattr(self, name, getattr(self, name).to(device))
 
@@ -79,6 +76,29 @@ def by_shape(curvatures: Iterable[Curvature]) -> list[list[Curvature]]:
     return list(groups.values())
 
 
+def count(curvatures: Iterable[Curvature]) -> None:
+    """Add what the backward passes have noted to the sums.
+
+    A row whose δ is zero has no part in the loss (padding, or what comes after the last label): it is no sample. Equal
+    shapes are computed with as one stack: their products are so small that most of the time would go by between them.
+    """
+    groups = defaultdict(list)
+    for curvature in curvatures:
+        for x, dx, s, kept in curvature.noted:
+            groups[x.shape, x.dtype, x.device, curvature.sums.dtype].append((curvature, x, dx, (s**2, kept**2)))
+        curvature.noted.clear()
+    for (*_, dtype), group in groups.items():
+        owners, xs, dxs, scales = zip(*group, strict=True)
+        pairs = torch.stack([torch.stack(xs), torch.stack(dxs)], 1).to(dtype)
+        counted = pairs[:, 1].any(-1, keepdim=True)
+        pairs[:, 0] *= counted
+        sums = pairs.mT @ pairs * pairs.new_tensor(scales)[..., None, None]
+        for owner, its, rows in zip(owners, sums, counted.sum((1, 2)), strict=True):
+            owner.sums += its
+            owner.rows += rows
+            owner.empty = False
+
+
 def close_window(curvatures: list[Curvature], decay: float, loss: str, scale: float) -> None:
     """Average what was measured for this step in, and start anew.
 
@@ -86,6 +106,7 @@ def close_window(curvatures: list[Curvature], decay: float, loss: str, scale: fl
     several processes it is the mean of theirs, as with DistributedDataParallel, and their rows are counted together.
     Where nothing was measured, or an overflow, the average stays as it is.
     """
+    count(curvatures)
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if processes > 1:
         _add_up(curvatures)

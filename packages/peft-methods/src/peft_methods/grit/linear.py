@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lora import LoRALinear
-from .curvature import Curvature
+from .curvature import Curvature, count
 
 
 class GRITLinear(LoRALinear):
@@ -36,8 +36,10 @@ class GRITLinear(LoRALinear):
         # What is measured belongs to what is in `.grad`: where gradients were dropped (a step skipped by a GradScaler,
         # a trial), so is this. A module may be called several times, and `.grad` comes after the last of them.
         current = torch._C._current_graph_task_id()  # as torch's own register_multi_grad_hook
-        if current != self._backward_pass and A.grad is None and not self.apart:
-            self.curvature.clear()
+        if current != self._backward_pass:
+            if A.grad is None and not self.apart:
+                self.curvature.clear()
+            count([self.curvature])  # of many micro-batches only the latest is held
         self._backward_pass = current
         if h.shape[1] > len(A):  # what comes after is an offset's, which does not train
             h, dh = h[:, : len(A)], dh[:, : len(A)]
