@@ -12,7 +12,6 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl
 import peft_methods as pm
 import vlm_data
 import vlm_models
-from vlm_models.packing import pack
 
 
 def rows_of(counts: list[int]) -> list[dict]:
@@ -26,12 +25,14 @@ def rows_of(counts: list[int]) -> list[dict]:
 
 
 class DoubleSubject(Subject):
-    """A tiny model in float64, with rows of which several show one image."""
+    """A tiny model in float64, and ragged rows: five of an image, of which two have the same prompt and other answers,
+    and, where they fit beside each other, two and one of others."""
 
     def __init__(self, name: str, padding_side: str):
         super().__init__(name, "float64")
         collate = vlm_data.collator(self.vlm.processor, self.vlm.family, padding_side=padding_side)
-        self.batch = collate(rows_of([4, 3, 1]))
+        rows = rows_of([4, 2, 1])
+        self.batch = collate([*rows, {**rows[0], "references": ["a red one"]}])
 
 
 @pytest.fixture
@@ -80,14 +81,39 @@ def test_packing_spares_tokens_and_is_left_out_where_it_would_not(name):
 
     def packing(counts):
         batch = collate(rows_of(counts))
-        return batch, pack(batch, vlm._placeholders(batch), vlm._beside(vlm.encode_images(batch)))
+        return batch, vlm.packing(vlm.encode_images(batch), batch)
 
     assert packing([1, 1, 1])[1] is None
     batch, found = packing([6])
-    assert found.segments.numel() < 0.7 * batch["input_ids"].numel() or vlm.family in ("git", "encoder_decoder")
-    assert sorted(set(found.segments.flatten().tolist())) == list(range(7))
-    if vlm.family in ("blip2", "chat"):  # the others would be padded to the longest
+    assert found.tokens.numel() < 0.7 * batch["input_ids"].numel() or vlm.family in ("git", "encoder_decoder")
+    assert len(found.tokens) == 1 and found.image_index.tolist() == [0] and found.padding == 0.0
+    beside = vlm.family in ("git", "encoder_decoder")  # an image's tokens stand beside those of its rows
+    batch, found = packing([5, 2, 1])
+    assert (len(found.tokens) < 3) != beside and sorted(found.image_index.tolist()) == [0, 1, 2]
+    alone = (found.ends == torch.arange(1, found.ends.shape[1] + 1)).flip(1).cumprod(1).sum()  # at the rows' ends
+    assert 0.0 <= found.padding < (alone + 1) / found.tokens.numel()
+    assert beside or found.padding < batch["padding"] + 0.02
+    if name == "tiny-vit-gpt2":  # each image's row would be padded to the longest
         assert packing([4, 1, 1, 1, 1, 1])[1] is None
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+@pytest.mark.parametrize("name", ["tiny-blip2", "tiny-qwen2-vl"])
+def test_images_of_one_packed_row_are_never_seen_across(name, method, exact):
+    """The loss of an image's rows has no gradient in another image, and does not change with it."""
+    subject = DoubleSubject(name, "right")
+    vlm, batch = subject.vlm, subject.batch
+    move(pm.attach(subject.model, METHODS[method](subject)).parameters())
+    features = [one.detach().requires_grad_() for one in vlm.encode_images(batch)]
+    assert len(vlm.packing(features, batch).tokens) < 3
+    for image in range(3):
+        others = batch["image_index"] != image
+        labels = batch["labels"].masked_fill(others[:, None], -100)
+        loss, _ = vlm({**batch, "labels": labels, "features": features})
+        gradients = torch.autograd.grad(loss, features, materialize_grads=True)
+        assert [bool((gradient == 0).all()) for gradient in gradients] == [other != image for other in range(3)]
+        noise = [one if number == image else torch.randn_like(one) for number, one in enumerate(features)]
+        assert vlm({**batch, "labels": labels, "features": noise})[0].item() == pytest.approx(loss.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", vlm_models.TINY)

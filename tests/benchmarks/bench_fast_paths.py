@@ -9,6 +9,7 @@ otherwise idle machine.
 """
 
 import copy
+import math
 import statistics
 import subprocess
 import sys
@@ -66,6 +67,16 @@ def blip2_batch(rows: int = 8, caption: int = 12, supervised: int = 12) -> Batch
         "labels": labels,
         "pixel_values": torch.randn(rows, 3, 224, 224),
     }
+
+
+def ragged(batch: Batch, median: float = 12.0, spread: float = 0.8) -> Batch:
+    """The batch with captions cut to log-normal lengths, and padding behind them."""
+    before, length = 33, batch["input_ids"].shape[1]
+    torch.manual_seed(3)
+    captions = torch.empty(len(batch["input_ids"])).log_normal_(math.log(median), spread).clamp(2, length - before)
+    real = torch.arange(length) < before + captions.long()[:, None]
+    its = {"input_ids": batch["input_ids"].where(real, 1), "labels": batch["labels"].where(real, -100)}
+    return {**batch, **its, "attention_mask": real.long()}
 
 
 def qwen_model(vocabulary: int = 32000, layers: int = 8, width: int = 384) -> nn.Module:
@@ -183,6 +194,8 @@ def blip2() -> None:
     language = rf"language_model.*\.({'|'.join(OPT_LINEAR)})"
     compare("BLIP-2, captions", blip2_model(), Blip2, blip2_batch(), language)
     compare("BLIP-2, answers of 3 tokens", blip2_model(), Blip2, blip2_batch(supervised=3), language, losses=5)
+    captions = ragged(blip2_batch(rows=16, caption=60, supervised=60))
+    compare("BLIP-2, captions of 2 to 60", blip2_model(), Blip2, captions, language, losses=5)
 
 
 def qwen2_vl() -> None:

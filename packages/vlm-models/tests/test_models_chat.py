@@ -206,8 +206,7 @@ def test_hidden_states_are_those_of_the_class(vlm):
         torch.testing.assert_close(logits[row, -len(expected) :], expected, rtol=1e-9, atol=1e-9)
 
 
-def test_packed_rows_equal_rows_apart(vlm):
-    batch = batch_of(vlm)
+def assert_packed_equals_rows(vlm: Chat, batch: dict[str, Tensor]) -> None:
     found = []
     for packs in (vlm.packs, False):
         vlm.packs = packs
@@ -216,6 +215,28 @@ def test_packed_rows_equal_rows_apart(vlm):
         found.append((loss.item(), gradients(vlm)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
     assert_equal(found[0][1], found[1][1])
+
+
+def test_packed_rows_equal_rows_apart(vlm):
+    assert_packed_equals_rows(vlm, batch_of(vlm))
+
+
+def test_rows_of_several_images_of_none_and_with_words_before_them_are_packed(vlm):
+    """Of these rows the last two do not begin alike, so that each has a copy of their image."""
+    if not vlm.packs:
+        return
+    batch = batch_of(vlm)
+    first, second = ([IMAGE] * len(one) for one in vlm.encode_images(batch))
+    rows = [[5, 6, 7], [5, *second, 8, *first, 9, 10, 11], [*second, *WORDS[0]], [7, *second, *WORDS[1]]]
+    ids = [torch.tensor(row) for row in rows]
+    batch["input_ids"] = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=2)
+    batch["attention_mask"] = (batch["input_ids"] != 2).long()
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    for row, its in enumerate(ids):
+        batch["labels"][row, len(its) - 2 : len(its)] = its[-2:]
+    batch["image_index"] = torch.tensor([1, 0, 1, 1])
+    assert sorted(vlm.packing(vlm.encode_images(batch), batch).image_index.tolist()) == [0, 1, 1, 1]
+    assert_packed_equals_rows(vlm, batch)
 
 
 def test_only_gemma_is_not_packed(vlm):

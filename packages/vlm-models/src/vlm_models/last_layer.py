@@ -1,19 +1,32 @@
-"""The last layer's MLP only where its answer counts.
+"""The last layer only where its answer counts.
 
-A layer's attention mixes positions, its MLP does not: behind the last attention, only the positions that predict a
-supervised token have to go on. What comes out elsewhere lacks the MLP and must not be used.
+A layer's attention mixes positions by its keys and values; its queries, its output projection and its MLP take each
+position by itself: in the last layer, only the positions that predict a supervised token need them. What comes out
+elsewhere lacks them and must not be used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Span = tuple[nn.Module, nn.Module]  # the first and the last of modules that run one after the other, or one twice
 
 
 @contextmanager
-def only_at(places: Tensor, first: nn.Module, last: nn.Module) -> Iterator[None]:
-    """Run `first` to `last` (the MLP's modules, or one) at these places of the flattened [rows, length] alone."""
+def only_at(places: Tensor, spans: Sequence[Span]) -> Iterator[None]:
+    """Run these modules at these places of the flattened [rows, length] alone."""
+    handles = [handle for span in spans for handle in _restrict(places, *span)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _restrict(places: Tensor, first: nn.Module, last: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
     shape = torch.Size()
 
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -27,9 +40,4 @@ def only_at(places: Tensor, first: nn.Module, last: nn.Module) -> Iterator[None]
         return whole.view(*shape, -1)
 
     # First of all and last of all: adapters that hang on these modules run between.
-    handles = first.register_forward_pre_hook(gather, prepend=True), last.register_forward_hook(scatter)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return first.register_forward_pre_hook(gather, prepend=True), last.register_forward_hook(scatter)

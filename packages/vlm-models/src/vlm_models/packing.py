@@ -1,15 +1,21 @@
-"""One image, many questions: the rows that show an image go through the language model behind one copy of it.
+"""Each token once, and little padding: rows go through the language model in packed rows, as trees of prefixes.
 
-    rows      <image> Is it red?  yes          packed    <image> Is it red? yes | blue? no | How many? two
-              <image> Is it blue? no           segments   0 0 0   0  1   1   1     2    2     3   3    3
-              <image> How many?   two
+    rows    Look: <1> Is it red?  yes     packed    Look: <1> Is it red? yes      a tree:  Look: ┬ <1> Is it ┬ red? yes
+            Look: <1> Is it blue? no                blue? no                                    │           └ blue? no
+            Look: <2> How many?   two               <2> How many? two                           └ <2> How many? two
 
-What all rows of an image begin with stands once, as segment 0; the rest of each row follows as a segment of its own. A
-token sees what stands before it in its own segment and in segment 0, and has the position that it has in its row. So
-every hidden state is what it would be in the row, and `places` says where each of them stands.
+What rows begin with, images included, stands once in a packed row. A token sees what stands before it in its row, which
+is what is above it in the tree, and has the position that it has in its row; so every hidden state is what it would be
+in the row, and `places` says where each of them stands. What stands behind the last token that predicts is left out.
+
+Rows of an image stay together. Images are joined in packed rows of such a width that the work is least: in wider rows
+fewer tokens are padding, and each has more keys to look at. Models that put the image beside their tokens (GIT, ViT +
+GPT-2) get one image in a packed row: with several, all of these would stand beside every token, which is more work than
+a few words of padding.
 """
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,78 +25,141 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of rows [rows, length] stand in packed rows [images, width].
+    """Where the tokens of rows [rows, length] stand in packed rows [packed, width].
 
-    rows, columns [images, width]: the token of the unpacked batch that stands here; padding repeats the last one.
-    segments [images, width]: 0 for what is shared, from 1 on for the rows, -1 for padding.
-    places [rows, length]: index into the flattened packed rows; padding has some place.
-    image_index [images]: which image a packed row shows.
+    tokens [packed, width]: index into the flattened rows of the token that stands here; in padding, of any of text.
+    ends [packed, width]: the tokens that see this one stand from here on and before this column.
+    places [rows, length]: index into the flattened packed rows; what is left out has some place.
+    image_index [images]: which images the packed rows show, one after the other.
+    padding: the share of the packed rows that is padding.
     """
 
-    rows: Tensor
-    columns: Tensor
-    segments: Tensor
+    tokens: Tensor
+    ends: Tensor
     places: Tensor
     image_index: Tensor
+    padding: float
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Of a tensor [..., rows, length] what stands in the packed rows, [..., images, width]."""
-        return tensor[..., self.rows, self.columns]
+        """Of a tensor [..., rows, length] what stands in the packed rows, [..., packed, width]."""
+        return tensor.flatten(-2)[..., self.tokens]
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """Additive attention mask [images, 1, width, width]: 0 where a token sees another, else the lowest number."""
-        own, other = self.segments[:, :, None], self.segments[:, None, :]
-        seen = ((other == 0) | (own == other)) & (other >= 0)
-        seen &= torch.ones_like(seen[0]).tril()
-        seen |= torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)  # padding sees itself, not nothing
+        """Additive attention mask [packed, 1, width, width]: 0 where a token sees another, else the lowest number."""
+        column = torch.arange(self.ends.shape[1], device=self.ends.device)
+        seen = (column <= column[:, None]) & (column[:, None] < self.ends[:, None])
         return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def pack(batch: Mapping[str, Any], placeholders: Tensor | None, beside: float) -> Packing | None:
+def pack(
+    batch: Mapping[str, Any],
+    supervised: Tensor,
+    images: Tensor | None,
+    sizes: Sequence[int],
+    work: Callable[[int, int], float],
+) -> Packing | None:
     """How to pack a training batch; None if that would not spare the model work.
 
-    `placeholders` [rows, length]: which tokens the image stands at, if it stands among them; rows that differ before it
-    cannot share it. `beside`: to how many tokens the work amounts that a row makes beside those in `input_ids`.
+    `supervised` [rows, length]: which tokens are predicted, each at the place before it. `images` [rows, length]: which
+    image a token stands for, -1 for text; None if images do not stand among the tokens, but one beside each row.
+    `sizes`: for how many tokens each image stands. `work`: that of the model for so many rows of such a width.
     """
-    index = batch["image_index"].tolist()
-    if len(set(index)) == len(index):
+    beside = images is None
+    images = torch.full_like(supervised, -1, dtype=torch.long) if images is None else images
+    needed = (images >= 0) | supervised.roll(-1, 1)
+    needed = batch["attention_mask"].bool() & (needed.flip(1).cumsum(1).flip(1) > 0)
+    images, needed = images.cpu(), needed.cpu()
+    keys = torch.where(images < 0, batch["input_ids"].cpu(), -1 - images)
+    columns = [row.nonzero()[:, 0] for row in needed]
+    rows = [row[its].tolist() for row, its in zip(keys, columns, strict=True)]
+    if not all(rows):
         return None
-    real = batch["attention_mask"].bool().tolist()
-    of_image = torch.zeros_like(batch["input_ids"]) if placeholders is None else placeholders
-    image_ends = (of_image * torch.arange(1, of_image.shape[1] + 1, device=of_image.device)).amax(1).tolist()
-    ids = batch["input_ids"].tolist()
-    columns = [[column for column, is_real in enumerate(row) if is_real] for row in real]
-    groups: dict[int, list[int]] = {}
-    for row, image in enumerate(index):
-        groups.setdefault(image, []).append(row)
-    packed = []  # of each image: (row, column, segment) of its tokens
-    for rows in groups.values():
-        shared = shared_length([[ids[row][column] for column in columns[row]] for row in rows])
-        if (columns[rows[0]][shared - 1] + 1 if shared else 0) < image_ends[rows[0]]:
-            return None
-        tokens = [(rows[0], column, 0) for column in columns[rows[0]][:shared]]
-        for segment, row in enumerate(rows, start=1):
-            tokens += [(row, column, segment) for column in columns[row][shared:]]
-        packed.append(tokens)
-    width = max(map(len, packed))
-    if (width + beside) * len(packed) >= (len(ids[0]) + beside) * len(index):
+    shown = batch["image_index"].tolist() if beside else [tuple(key for key in row if key < 0) for row in rows]
+    groups: dict[Any, list[int]] = {}
+    for row in sorted(range(len(rows)), key=rows.__getitem__):
+        groups.setdefault(shown[row], []).append(row)
+    packed = list(groups.values())
+    if not beside:
+        packed = _joined(rows, packed, work)
+    trees = [prefix_tree([rows[row] for row in its]) for its in packed]
+    width = max(len(ends) for _, ends in trees)
+    if work(len(trees), width) >= work(len(rows), needed.shape[1] - 1):
         return None
-    places = torch.zeros(len(ids), len(ids[0]), dtype=torch.long)
-    for image, (rows, tokens) in enumerate(zip(groups.values(), packed, strict=True)):
-        for place, (row, column, segment) in enumerate(tokens):
-            if segment:
-                places[row, column] = image * width + place
-        shared = sum(segment == 0 for *_, segment in tokens)
-        for row in rows:
-            places[row, columns[row][:shared]] = image * width + torch.arange(shared)
-    filled = torch.tensor([tokens + [(*tokens[-1][:2], -1)] * (width - len(tokens)) for tokens in packed])
-    device = batch["input_ids"].device
-    parts = (*filled.unbind(-1), places, torch.tensor(list(groups)))
-    return Packing(*(part.to(device) for part in parts))
+
+    text = (needed & (images < 0)).flatten().nonzero()[0]
+    tokens = text.repeat(len(trees), width)
+    ends = torch.arange(1, width + 1).repeat(len(trees), 1)  # padding is seen by itself alone
+    places = torch.zeros(needed.shape, dtype=torch.long)
+    for number, (its, (stands, its_ends)) in enumerate(zip(packed, trees, strict=True)):
+        ends[number, : len(its_ends)] = torch.tensor(its_ends)
+        for row, where in zip(its, map(torch.tensor, stands), strict=True):
+            tokens[number, where] = row * needed.shape[1] + columns[row]
+            places[row, columns[row]] = number * width + where
+    image_index = list(groups) if beside else _one_by_one(images.flatten()[tokens], sizes)
+    parts = (part.to(supervised.device) for part in (tokens, ends, places, torch.tensor(image_index, dtype=torch.long)))
+    return Packing(*parts, padding=1 - sum(len(ends) for _, ends in trees) / tokens.numel())
 
 
-def shared_length(rows: list[list[int]]) -> int:
+def _joined(rows: list[list[int]], groups: list[list[int]], work: Callable[[int, int], float]) -> list[list[int]]:
+    """The rows of some images together, in order, as many as make the least work."""
+    common = shared_length(rows)
+    sizes = [len(prefix_tree([rows[row] for row in its])[1]) - common for its in groups]
+    dealt = deal(sizes, lambda count, width: work(count, common + width))
+    return [sorted((row for number in its for row in groups[number]), key=rows.__getitem__) for its in dealt]
+
+
+def prefix_tree(rows: Sequence[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """Where the tokens of each row stand, if what sorted rows begin with stands once, and `ends` as in `Packing`."""
+    places: list[list[int]] = []
+    ends: list[int] = []
+    path: list[int] = []
+    for number, row in enumerate(rows):
+        shared = shared_length(rows[number - 1 : number + 1]) if number else 0
+        for place in path[shared:]:
+            ends[place] = len(ends)
+        path = path[:shared] + list(range(len(ends), len(ends) + len(row) - shared))
+        ends += [0] * (len(row) - shared)
+        places.append(path)
+    for place in path:
+        ends[place] = len(ends)
+    return places, ends
+
+
+def deal(sizes: Sequence[int], work: Callable[[int, int], float]) -> list[list[int]]:
+    """Numbers of the sizes, dealt to as many rows as make the least work.
+
+    The largest are dealt first, each to the emptiest row (Graham 1969, "Bounds on multiprocessing timing anomalies").
+    """
+    largest_first = sorted(range(len(sizes)), key=lambda number: -sizes[number])
+    bounds = [(work(count, max(max(sizes), -(-sum(sizes) // count))), count) for count in range(1, len(sizes) + 1)]
+    least: tuple[float, list[list[int]]] = (float("inf"), [])
+    for bound, count in sorted(bounds):
+        if bound >= least[0]:
+            break
+        rows: list[list[int]] = [[] for _ in range(count)]
+        emptiest = [(0, row) for row in range(count)]
+        for number in largest_first:
+            filled, row = emptiest[0]
+            rows[row].append(number)
+            heapq.heapreplace(emptiest, (filled + sizes[number], row))
+        least = min(least, (work(count, max(emptiest)[0]), rows))
+    return least[1]
+
+
+def _one_by_one(images: Tensor, sizes: Sequence[int]) -> list[int]:
+    """The images one after the other, of each place its image, -1 for text."""
+    stands = images[images >= 0].tolist()
+    found: list[int] = []
+    place = 0
+    while place < len(stands):
+        found.append(stands[place])
+        place += sizes[found[-1]]
+    return found
+
+
+def shared_length(rows: Sequence[Sequence[int]]) -> int:
     """With how many equal tokens all rows begin."""
-    first, *others = rows
-    length = min(map(len, rows))
-    return next((i for i in range(length) if any(row[i] != first[i] for row in others)), length)
+    first, last = min(rows), max(rows)  # what these two begin with, those between them do
+    return next(
+        (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first)
+    )

@@ -19,13 +19,11 @@ def describe_step(vlm: VLM, batch: Batch) -> list[str]:
     features = batch["features"] if "features" in batch else vlm.encode_images(batch)
     packing = vlm.packing(features, batch)
     if packing is None:
-        index = batch["image_index"].tolist()
-        shared = len(index) - len(set(index))
-        reason = "no two of a pass show one image" if not shared else "here it would spare nothing"
-        packed = f"rows are not packed: {reason}"
+        packed = "rows are not packed: here it would spare nothing"
     else:
-        images, width = packing.rows.shape
-        packed = f"rows packed: {rows} of a pass behind {images} images, {images * width:,} positions for {positions:,}"
+        wide, images = packing.tokens, len(packing.image_index)
+        packed = f"rows packed: {rows} of a pass behind {images} images, {wide.numel():,} positions for {positions:,}"
+        packed += f", {packing.padding:.0%} of them padding"
     return [
         packed,
         f"head at the supervised positions alone: {supervised:,} of {positions:,} ({supervised / positions:.1%})",
