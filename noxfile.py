@@ -54,9 +54,10 @@ def wheel(session: nox.Session, name: str) -> None:
 
 
 def _siblings(name: str) -> list[str]:
-    """The distributions of this workspace that one requires, so that no others are in its environment."""
+    """The distributions of this workspace that one requires, with theirs; no others are in its environment."""
     required = tomllib.loads((DISTRIBUTIONS[name] / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [sibling for sibling in DISTRIBUTIONS if any(re.match(rf"{sibling}\b(?!-)", line) for line in required)]
+    own = [sibling for sibling in DISTRIBUTIONS if any(re.match(rf"{sibling}\b(?!-)", line) for line in required)]
+    return list(dict.fromkeys(one for sibling in own for one in (sibling, *_siblings(sibling))))
 
 
 def _wheel(name: str) -> str:

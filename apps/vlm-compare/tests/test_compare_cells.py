@@ -45,7 +45,7 @@ def test_options_of_some_methods_are_left_out_for_others():
         (["--grid", "data=a,b"], "an option of vlm-train other than what is trained on"),
         (["--grid", "seed=1,2"], "an option of vlm-train other than what is trained on"),
         (["--grid", "rank"], "give OPTION=VALUE,VALUE"),
-        (["--grid", "rank=4,x"], "rank: 'x' is no int"),
+        (["--grid", "rank=4,x"], "rank: 'x' is no whole number"),
         (["--grid", "rank=4", "--grid", "rank=8"], "--grid: an option is given twice"),
         (["--baseline", "full"], "--baseline 'full' is not among those compared: lora; houlsby"),
         (["--forgetting-rows", "-1"], "--forgetting-rows must not be negative"),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -79,11 +80,32 @@ def test_each_answers_as_if_it_were_alone(near, far, make_run, picture):
     loaded = load_all(read_sources([near, far, dora], ["tiny-git"]), "cpu")
     assert [one.name for one in loaded] == ["near", "far", "dora", "tiny-git (base)"]
     assert loaded[0].vlm is loaded[1].vlm is loaded[3].vlm and loaded[2].vlm is not loaded[0].vlm  # DoRA comes first
-    assert pm.attachments(loaded[0].vlm.model) == [*loaded[0].attachments, *loaded[1].attachments]
+    assert pm.attachments(loaded[0].vlm.model) == [*loaded[0].adapters, *loaded[1].adapters]
     said = {one.name: one.answer(str(picture), QUESTION, Settings()) for one in loaded}
     assert said["far"].text == alone(far, picture) != said["near"].text == alone(near, picture)
     assert said["dora"].text == alone(dora, picture) and said["tiny-git (base)"].text == "green"
     assert said["near"].looks.size[0] > 96 and not said["near"].note
+
+
+def test_a_kind_of_adapter_that_only_peft_has_gets_a_base_of_its_own(near, make_run, picture):
+    peft = pytest.importorskip("peft")
+    run = make_run("theirs", pm.LoRA(rank=2, targets=["query"]))
+    shutil.rmtree(run / "adapter")
+    vlm = vlm_models.load("tiny-git", device="cpu")
+    config = peft.IA3Config(target_modules=["query", "value"], feedforward_modules=[])
+    wrapped = peft.get_peft_model(vlm.model, config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    wrapped.save_pretrained(run / "adapter")
+    wrapped.merge_and_unload()
+    loaded = load_all(read_sources([near, run], ["tiny-git"]), "cpu")
+    assert loaded[0].vlm is loaded[2].vlm is not loaded[1].vlm
+    said = [one.answer(str(picture), QUESTION, Settings(attention=False)).text for one in loaded]
+    collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
+    expected = vlm.eval().generate(collate.prompts([row_of(str(picture), QUESTION)]), 48)[0].text
+    assert said == [alone(near, picture), expected, "green"] and expected != "green"
 
 
 def test_models_without_a_known_grid_answer_all_the_same(near, picture, monkeypatch):
@@ -102,7 +124,7 @@ def test_two_adapters_of_a_run(make_run, picture, tmp_path):
     vlm = vlm_models.load("tiny-git", device="cpu")
     pm.attach(vlm.model, pm.LoRA(rank=2, targets=vlm.targets("vision"))).save(run / "adapter" / "vision")
     (loaded,) = load_all(read_sources([run], []), "cpu")
-    assert len(loaded.attachments) == 2 and loaded.answer(str(picture), "", Settings(attention=False)).looks is None
+    assert len(loaded.adapters) == 2 and loaded.answer(str(picture), "", Settings(attention=False)).looks is None
 
 
 def test_examples_are_pictures_that_are_there(near, far, picture):

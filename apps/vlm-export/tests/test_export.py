@@ -144,6 +144,39 @@ def test_what_cannot_be_merged_is_exported_as_it_is(method, make_run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("OFT", {"r": 2, "oft_block_size": 0}), ("LILY", {"r": 2})],
+    ids=["merged", "not to be merged"],
+)
+def test_kinds_of_adapter_that_only_peft_has(kind, options, make_run, pictures, tmp_path):
+    peft = pytest.importorskip("peft")
+    run = make_run("tiny-git")
+    shutil.rmtree(run / "adapter")
+    vlm = vlm_models.load("tiny-git", device="cpu")
+    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=["query", "value"], **options)
+    wrapped = peft.get_peft_model(vlm.model, config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    wrapped.save_pretrained(run / "adapter")
+    trained, base = logits_of(vlm, pictures), logits_of(vlm_models.load("tiny-git", device="cpu"), pictures)
+    if kind == "LILY":
+        refused = CliRunner().invoke(cli.app, ["--run", str(run), "--out", str(tmp_path / "out")])
+        assert refused.exit_code == 2 and "PEFT cannot put it into the weights" in refused.stderr
+        assert "--to run exports" in refused.stderr and list(tmp_path.iterdir()) == []
+    else:
+        export("--run", run, "--out", tmp_path / "out")
+        merged = logits_of(vlm_models.load(str(tmp_path / "out"), device="cpu"), pictures)
+        assert difference(trained, merged).relative < RELATIVE < 1e-2 < difference(trained, base).relative
+    refused = CliRunner().invoke(cli.app, ["--run", str(run), "--out", str(tmp_path / "no"), "--rank", "2"])
+    assert refused.exit_code == 2 and "only a LoRA can be resized" in refused.stderr
+    assert "peft" in export("--run", run, "--out", tmp_path / "peft", "--to", "peft")
+    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (run / "adapter", tmp_path / "peft"))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_a_vision_part_with_an_adapter_of_its_own(make_run, pictures, tmp_path):
     run = make_run("tiny-git")
     vlm = vlm_models.load("tiny-git", device="cpu")

@@ -54,6 +54,24 @@ def score(*arguments):
     return json.loads(open("out/scores.json", encoding="utf-8").read())
 
 
+@pytest.mark.parametrize(
+    ("separator", "encoding", "line_end"),
+    [(",", "utf-8", "\n"), (";", "utf-8-sig", "\r\n"), (";", "cp1252", "\r\n"), ("\t", "utf-16", "\r\n")],
+)
+def test_tables_as_spreadsheets_write_them(separator, encoding, line_end, folder):
+    rows = [["Bild", "Frage", "Antwort"], ["Küche, 1.png", "rot; oder blau?", "grün"], ["b.png", "rot?", "Öl"]]
+    for name, said in (("truth.csv", "grün"), ("said.csv", "blau")):
+        with open(name, "w", encoding=encoding, newline="") as file:
+            rows[1][2] = said
+            csv.writer(file, delimiter=separator, lineterminator=line_end).writerows(rows)
+    columns = ["--prediction-column", "Antwort", "--reference-column", "Antwort", "--id-column", "Bild"]
+    record = score("said.csv", "--references", "truth.csv", *columns, "--metrics", "exact_match")
+    assert values(record) == {"exact_match": 0.5}
+    with open("out/rows.csv", encoding="utf-8", newline="") as file:
+        first = next(csv.DictReader(file))
+    assert "blau" in first.values() and any("grün" in value for value in first.values())
+
+
 def values(record, run=0):
     return {name: score["value"] for name, score in record["runs"][run]["scores"].items()}
 

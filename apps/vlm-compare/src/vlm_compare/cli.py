@@ -4,17 +4,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
+from vlm_runs import completion
 from vlm_train.cli import with_options
 from vlm_train.errors import ConfigError
+from vlm_train.options.checks import METHODS
 from vlm_train.options.config_file import read_config
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
 def compare(
     ctx: typer.Context,
-    methods: Annotated[str, typer.Option(help="Of vlm-train, separated by commas.")] = "lora,houlsby,prefix,grit",
+    methods: Annotated[
+        str, typer.Option(help="Of vlm-train, separated by commas.", autocompletion=completion.listed(*METHODS))
+    ] = "lora,houlsby,prefix,grit",
     grid: Annotated[
         list[str] | None,
         typer.Option(help="Values of an option to try with each method: learning_rate=1e-3,3e-3; again for others."),
@@ -24,7 +29,11 @@ def compare(
         str | None, typer.Option(help="What the others are tested against, as the table names it. (default: the first)")
     ] = None,
     forgetting: Annotated[
-        str | None, typer.Option(help="Other data, to tell by how much the model is worse there than before.")
+        str | None,
+        typer.Option(
+            help="Other data, to tell by how much the model is worse there than before.",
+            autocompletion=completion.data,
+        ),
     ] = None,
     forgetting_rows: Annotated[int, typer.Option(help="Rows of these data at most; 0 is all.")] = 500,
     config: Annotated[Path | None, typer.Option(help="A YAML file of vlm-train's options for all runs.")] = None,
@@ -54,8 +63,9 @@ def compare(
     except ConfigError as error:
         _fail(error)
 
-    from vlm_compare.run import run
-    from vlm_train.run import UserError
+    with Console(stderr=True).status("starting"):
+        from vlm_compare.run import run
+        from vlm_train.run import UserError
 
     try:
         failed = run(cells, baseline or groups[0], out, forgetting, forgetting_rows)

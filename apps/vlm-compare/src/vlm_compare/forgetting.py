@@ -11,7 +11,7 @@ from rich.console import Console
 import vlm_data
 import vlm_models
 from vlm_compare.cells import Cell
-from vlm_train.adapting.attaching import load
+from vlm_runs.adapters import put_on
 from vlm_train.engine.evaluate import evaluate
 from vlm_train.options.config import TrainConfig
 from vlm_train.rundir import RunDir
@@ -61,14 +61,8 @@ def _trained(vlm: vlm_models.VLM, cell: Cell | None, runs: Path) -> Iterator[vlm
     """The model with the adapter of a cell on it; as it was, afterwards."""
     if cell is None:
         yield vlm
-    elif cell.method == "peft":
-        import peft  # an extra of vlm-train
-
-        wrapped = peft.PeftModel.from_pretrained(vlm.model, str(runs / cell.name / "adapter"))
-        yield vlm.eval()
-        vlm.model = wrapped.unload()
     else:
-        loaded = load(vlm.model, runs / cell.name / "adapter")
+        loaded = put_on(vlm.model, runs / cell.name / "adapter")
         yield vlm
         for attachment in reversed(loaded):
             attachment.detach()

@@ -8,24 +8,33 @@ from typing import Annotated
 import typer
 
 from vlm_demo.errors import DemoError
+from vlm_runs import completion
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
 @app.command()
 def demo(
     run: Annotated[
-        list[Path] | None, typer.Option(help="The folder of a run, written by vlm-train; several can be given.")
+        list[Path] | None,
+        typer.Option(
+            help="The folder of a run, written by vlm-train; several can be given.", autocompletion=completion.runs
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A model without an adapter: hub id, folder or tiny name; several can be given."),
+        typer.Option(
+            help="A model without an adapter: hub id, folder or tiny name; several can be given.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Where to listen; 0.0.0.0 lets in everyone who reaches this machine.")
     ] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="The port. (default: the first free one from 7860 on)")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or xpu.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, mps or xpu.", autocompletion=completion.devices)
+    ] = "auto",
 ) -> None:
     """A local web page: drop a picture, ask, and see the answers of several models side by side."""
     from vlm_demo.sources import read_examples, read_sources

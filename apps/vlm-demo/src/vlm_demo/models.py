@@ -11,6 +11,8 @@ import peft_methods as pm
 import vlm_data
 import vlm_models
 from vlm_demo.sources import Source, row_of
+from vlm_runs import RunError
+from vlm_runs.adapters import Adapter, needs_peft, put_on
 
 UserError = (
     vlm_data.DataError,
@@ -18,6 +20,7 @@ UserError = (
     vlm_models.ModelError,
     pm.AdapterError,
     pm.TargetError,
+    RunError,
 )
 
 
@@ -43,11 +46,11 @@ class Said:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model under a name, with its own attachments among those that the model carries."""
+    """A model under a name, with its own adapters among those that the model carries."""
 
     name: str
     vlm: vlm_models.VLM
-    attachments: Sequence[pm.Attachment] = ()
+    adapters: Sequence[Adapter] = ()
 
     def answer(self, image: str, question: str, settings: Settings) -> Said:
         """Answer the question about the picture in this file, or describe it. Raises one of `UserError`."""
@@ -80,7 +83,7 @@ class Loaded:
         """Inside, what others put on the shared base is switched off."""
         with ExitStack() as stack:
             for attachment in pm.attachments(self.vlm.model):
-                if attachment not in self.attachments:
+                if attachment not in self.adapters:
                     stack.enter_context(attachment.disabled())
             yield
 
@@ -90,16 +93,20 @@ def load_all(sources: Sequence[Source], device: str) -> list[Loaded]:
     bases: dict[tuple, vlm_models.VLM] = {}
     loaded = []
     for source in sources:
+        if source.adapter is not None and needs_peft(source.adapter):  # PEFT does not switch off what others put on
+            vlm = _load_base(source, device)
+            loaded.append(Loaded(source.name, vlm, put_on(vlm.model, source.adapter)))
+            continue
         shared = source.base in bases
         vlm = bases.get(source.base) or bases.setdefault(source.base, _load_base(source, device))
         try:
-            attachments = _put_on(vlm, source)
+            adapters = _adapters(vlm, source)
         except (pm.AdapterError, pm.TargetError):
             if not shared:
                 raise
             vlm = _load_base(source, device)
-            attachments = _put_on(vlm, source)
-        loaded.append(Loaded(source.name, vlm, attachments))
+            adapters = _adapters(vlm, source)
+        loaded.append(Loaded(source.name, vlm, adapters))
     return loaded
 
 
@@ -109,15 +116,5 @@ def _load_base(source: Source, device: str) -> vlm_models.VLM:
     return vlm.eval()
 
 
-def _put_on(vlm: vlm_models.VLM, source: Source) -> list[pm.Attachment]:
-    """The adapter, and that of the vision part, which vlm-train writes into a folder in it."""
-    if source.adapter is None:
-        return []
-    others = pm.attachments(vlm.model)
-    try:
-        return [pm.load(vlm.model, folder) for folder in (source.adapter, source.adapter / "vision") if folder.is_dir()]
-    except (pm.AdapterError, pm.TargetError):
-        for attachment in reversed(pm.attachments(vlm.model)):
-            if attachment not in others:
-                attachment.detach()
-        raise
+def _adapters(vlm: vlm_models.VLM, source: Source) -> list[Adapter]:
+    return put_on(vlm.model, source.adapter) if source.adapter else []

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm_demo.errors import DemoError
+from vlm_runs import RunError, read_run
+from vlm_runs.run import MAX_IMAGE_TOKENS
 
 EXAMPLES = 8
-MAX_IMAGE_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,13 @@ def read_sources(runs: list[Path], models: list[str]) -> list[Source]:
     return sources
 
 
-def _of_run(run: Path) -> Source:
-    if not (run / "run.json").is_file():
-        raise DemoError(f"--run {run} is no run: it holds no run.json; give a folder that vlm-train wrote")
+def _of_run(folder: Path) -> Source:
     try:
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        config = record["config"]
-        options = config["model"], config["quantization"], config["dtype"], config.get("revision")
-        tokens = config.get("max_image_tokens", MAX_IMAGE_TOKENS)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DemoError(f"--run {run}: run.json is not one that vlm-train wrote") from error
-    if not (run / "adapter" / "adapter_config.json").is_file():
-        raise DemoError(f"--run {run} has no adapter: its training is {record.get('status')}; train again")
-    return Source(run.resolve().name, *options, tokens, run / "adapter")
+        run = read_run(folder)
+    except RunError as error:
+        raise DemoError(f"--run {error}") from error
+    name = folder.resolve().name
+    return Source(name, run.model, run.quantization, run.dtype, run.revision, run.max_image_tokens, run.adapter)
 
 
 def read_examples(runs: list[Path]) -> list[tuple[str, str]]:

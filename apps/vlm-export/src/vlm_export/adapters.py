@@ -11,16 +11,16 @@ import peft_methods as pm
 from vlm_export.errors import ExportError
 from vlm_export.source import Source
 from vlm_models import VLM
+from vlm_runs import RunError
+from vlm_runs.adapters import VISION, Adapter, put_on
 
-VISION = "vision"  # where vlm-train keeps the adapter of the vision part, if that has one of its own
 
-
-def attach(vlm: VLM, source: Source) -> list[pm.Attachment]:
+def attach(vlm: VLM, source: Source) -> list[Adapter]:
     """The adapter on the model, and that of the vision part; of several sources their weighted sum, exactly."""
     weights = list(source.adapters.values())
     if weights == [1.0]:
         (folder,) = source.adapters
-        return [pm.load(vlm.model, one) for one in (folder, folder / VISION) if one.is_dir()]
+        return put_on(vlm.model, folder)
     attachments = [pm.load(vlm.model, folder) for folder in source.adapters]
     try:
         return [pm.combine(attachments, weights)]
@@ -44,12 +44,14 @@ class Resized:
 
 
 @torch.no_grad()
-def resize(attachment: pm.Attachment, rank: int) -> tuple[pm.Attachment, Resized]:
+def resize(attachment: Adapter, rank: int) -> tuple[pm.Attachment, Resized]:
     """The best approximation of a LoRA of this rank, by the singular value decomposition of each product.
 
     Raises:
         ExportError: it is no plain LoRA of linear layers.
     """
+    if not isinstance(attachment, pm.Attachment):
+        raise ExportError(f"--rank {rank}: this kind of adapter is PEFT's own; only a LoRA can be resized")
     model = attachment.model
     before = _factors(attachment)
     try:
@@ -80,25 +82,25 @@ def _norm2(B: Tensor, A: Tensor) -> float:
     return max(float(((B.t() @ B) * (A @ A.t())).sum()), 0.0)
 
 
-def merge(attachments: Sequence[pm.Attachment]) -> None:
+def merge(attachments: Sequence[Adapter]) -> None:
     """Put the adapters into the weights for good."""
     for attachment in attachments:
         try:
             attachment.merge()
-        except pm.AdapterError as error:
+        except (pm.AdapterError, RunError) as error:
             raise ExportError(f"cannot be merged: {error}; --to run exports it as it is") from error
         attachment.detach(keep_merged=True)
 
 
-def save(attachments: Sequence[pm.Attachment], folder: Path, base: str) -> None:
+def save(attachments: Sequence[Adapter], folder: Path, base: str) -> None:
     """As vlm-train does: the adapter, and in it the folder of the vision part's."""
     for attachment, place in zip(attachments, (folder, folder / VISION), strict=False):
         attachment.save(place, base_model=base)
 
 
-def what_peft_reads(attachment: pm.Attachment) -> str:
+def what_peft_reads(attachment: Adapter) -> str:
     """What Hugging Face PEFT makes of the files, where that is not all that is here."""
-    method = attachment.method
+    method = attachment.method if isinstance(attachment, pm.Attachment) else None
     if isinstance(method, pm.GRIT):
         return "reads a LoRA with the same logits; GRIT's options stay in the file's metadata, for training on here"
     if isinstance(method, pm.LoRA) and method.initialization in ("pissa", "olora"):

@@ -103,7 +103,7 @@ def _code(source: Source, vlm: VLM, to: str) -> list[str]:
             "model = PeftModel.from_pretrained(model, FOLDER)",
         ]
     return [
-        *("import peft_methods, vlm_models", ""),
+        *("from pathlib import Path", "", "import vlm_models", "from vlm_runs.adapters import put_on", ""),
         f"vlm = vlm_models.load({_base(source)!r}, {source.quantization!r}{revision})",
-        'peft_methods.load(vlm.model, FOLDER + "/adapter")',
+        'put_on(vlm.model, Path(FOLDER, "adapter"))',
     ]

@@ -18,11 +18,13 @@ import vlm_models
 from vlm_export import adapters, card
 from vlm_export.errors import ExportError
 from vlm_export.folder import whole_or_nothing
-from vlm_export.probes import difference, logits_on, make_probes
-from vlm_export.reading_back import check, read_back
+from vlm_export.probes import Difference, difference, logits_on, make_probes
+from vlm_export.reading_back import ROUNDING, check, read_back
 from vlm_export.source import Source
+from vlm_runs import RunError
+from vlm_runs.adapters import Adapter
 
-UserError = (ExportError, vlm_models.ModelError, pm.AdapterError, pm.TargetError)
+UserError = (ExportError, RunError, vlm_models.ModelError, pm.AdapterError, pm.TargetError)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,11 @@ class _Export:
             self._compare(vlm, f"rank {options.rank}")
         with self.console.status(f"writing {options.out}"), whole_or_nothing(options.out) as folder:
             if options.to == "model":
+                by_us = all(isinstance(one, pm.Attachment) for one in attached)
                 adapters.merge(attached)
-                self._compare(vlm, "merged")
+                moved = self._compare(vlm, "merged")
+                if not by_us and moved.relative > ROUNDING[dtype]:
+                    raise ExportError(f"PEFT's merging moved the logits by {moved}; --to run exports it as it is")
                 vlm.model.save_pretrained(folder, max_shard_size=options.shard_size)
                 vlm.processor.save_pretrained(folder)
             else:
@@ -99,7 +104,7 @@ class _Export:
             self.facts["read back, from the run's model"] = str(difference(as_trained, found))
         return self.facts
 
-    def _load(self, quantization: str, dtype: str) -> tuple[vlm_models.VLM, list[pm.Attachment]]:
+    def _load(self, quantization: str, dtype: str) -> tuple[vlm_models.VLM, list[Adapter]]:
         source = self.source
         with self.console.status(f"loading {source.base}"):
             vlm = vlm_models.load(source.base, quantization, self.options.device, dtype, source.revision)
@@ -107,13 +112,14 @@ class _Export:
                 vlm_data.limit_image_tokens(vlm.processor, tokens)  # the processor is saved, too
             return vlm, adapters.attach(vlm, source)
 
-    def _compare(self, vlm: vlm_models.VLM, step: str) -> None:
+    def _compare(self, vlm: vlm_models.VLM, step: str) -> Difference:
         """Note how far this step moved the logits."""
         found = logits_on(vlm.model, vlm.processor, self.probes, self.pictures)
-        self.facts[f"logits, {step}"] = str(difference(self.last, found))
-        self.last = found
+        moved, self.last = difference(self.last, found), found
+        self.facts[f"logits, {step}"] = str(moved)
+        return moved
 
-    def _write_adapter(self, attached: list[pm.Attachment], folder: Path) -> None:
+    def _write_adapter(self, attached: list[Adapter], folder: Path) -> None:
         source, to = self.source, self.options.to
         if to == "peft":
             adapters.save(attached, folder, source.base)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_export.errors import ExportError
+from vlm_runs import RunError, read_run
+from vlm_runs.run import ADAPTER_CONFIG
 
-CONFIG = "adapter_config.json"
 # By the `peft_type` of their files: why these cannot be put into the weights.
 UNMERGEABLE = {
     "peft_methods.Adapter": "a bottleneck adapter is a small network with a nonlinearity, which no weight can hold",
@@ -35,7 +36,7 @@ class Source:
     @property
     def configs(self) -> list[dict[str, Any]]:
         """The adapter_config.json of each adapter."""
-        return [_json(folder / CONFIG, "an adapter") for folder in self.adapters]
+        return [_json(folder / ADAPTER_CONFIG, "an adapter") for folder in self.adapters]
 
     @property
     def unmergeable(self) -> str | None:
@@ -100,25 +101,19 @@ def _of_any(place: Path, model: str | None) -> Source:
     return _of_adapter(place / "adapter" if (place / "run.json").is_file() else place, model, "--adapters")
 
 
-def _of_run(run: Path, option: str) -> Source:
-    if not (run / "run.json").is_file():
-        raise ExportError(f"{option} {run} is no run: it holds no run.json; give a folder that vlm-train wrote")
-    record = _json(run / "run.json", "a run")
+def _of_run(folder: Path, option: str) -> Source:
     try:
-        config = record["config"]
-        base, quantization, revision = config["model"], config["quantization"], config.get("revision")
-        dtype = record.get("model", {}).get("dtype", config["dtype"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{option} {run}: run.json is not one that vlm-train wrote") from error
-    if not (run / "adapter" / CONFIG).is_file():
-        raise ExportError(f"{option} {run} has no adapter: its training is {record.get('status')}; train again")
-    return Source(base, {run / "adapter": 1.0}, quantization, dtype, revision, record, run)
+        run = read_run(folder)
+    except RunError as error:
+        raise ExportError(f"{option} {error}") from error
+    dtype = run.record.get("model", {}).get("dtype", run.dtype)
+    return Source(run.model, {run.adapter: 1.0}, run.quantization, dtype, run.revision, run.record, folder)
 
 
 def _of_adapter(folder: Path, model: str | None, option: str) -> Source:
-    if not (folder / CONFIG).is_file():
-        raise ExportError(f"{option} {folder} holds no {CONFIG}; give the folder of an adapter, or of a run")
-    base = model or _json(folder / CONFIG, "an adapter").get("base_model_name_or_path")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ExportError(f"{option} {folder} holds no {ADAPTER_CONFIG}; give the folder of an adapter, or of a run")
+    base = model or _json(folder / ADAPTER_CONFIG, "an adapter").get("base_model_name_or_path")
     if not base:
         raise ExportError(f"{option} {folder} does not name its base model; give --model")
     return Source(base, {folder: 1.0})

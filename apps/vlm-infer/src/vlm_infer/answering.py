@@ -15,12 +15,14 @@ from vlm_infer.errors import InferError
 from vlm_infer.generation import Generation, Outcome
 from vlm_infer.model import ModelSpec
 from vlm_infer.rows import Row
+from vlm_runs import RunError
 
 UserError = (
     vlm_data.DataError,
     vlm_data.ImageError,
     vlm_models.ModelError,
     peft_methods.TargetError,
+    RunError,
     peft_methods.AdapterError,
 )
 _OF_A_ROW = (vlm_data.DataError, vlm_data.ImageError, vlm_models.ModelError)

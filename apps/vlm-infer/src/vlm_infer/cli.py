@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from vlm_infer.errors import InferError
+from vlm_runs import completion
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 ENDINGS = (".csv", ".jsonl", ".parquet", ".json")
 ENGINES = ("local", "ray")
 MODEL, INPUT, OUTPUT, GENERATION, SPEED = "Model", "Input", "Output", "Generation", "Speed"
@@ -16,17 +18,25 @@ MODEL, INPUT, OUTPUT, GENERATION, SPEED = "Model", "Input", "Output", "Generatio
 @app.command()
 def infer(
     run: Annotated[
-        Path | None, typer.Option(help="The folder of a run, written by vlm-train.", rich_help_panel=MODEL)
+        Path | None,
+        typer.Option(
+            help="The folder of a run, written by vlm-train.", rich_help_panel=MODEL, autocompletion=completion.runs
+        ),
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(help="An adapter of ours or of Hugging Face PEFT: folder or hub id.", rich_help_panel=MODEL),
+        typer.Option(
+            help="An adapter of ours or of Hugging Face PEFT: folder or hub id.",
+            rich_help_panel=MODEL,
+            autocompletion=completion.adapters,
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             help="A model: hub id, folder or tiny name; with --adapter its base. (default: as the adapter says)",
             rich_help_panel=MODEL,
+            autocompletion=completion.models,
         ),
     ] = None,
     revision: Annotated[
@@ -35,7 +45,9 @@ def infer(
     quantization: Annotated[
         str | None,
         typer.Option(
-            help="none, nf4, int8 or auto. (default: as the run was trained, else none)", rich_help_panel=MODEL
+            help="none, nf4, int8 or auto. (default: as the run was trained, else none)",
+            rich_help_panel=MODEL,
+            autocompletion=completion.quantizations,
         ),
     ] = None,
     dtype: Annotated[
@@ -43,6 +55,7 @@ def infer(
         typer.Option(
             help="auto, float32, bfloat16 or float16. (default: as the run was trained, else auto)",
             rich_help_panel=MODEL,
+            autocompletion=completion.dtypes,
         ),
     ] = None,
     max_image_tokens: Annotated[
@@ -53,7 +66,10 @@ def infer(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or xpu.", rich_help_panel=MODEL)] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu, cuda, mps or xpu.", rich_help_panel=MODEL, autocompletion=completion.devices),
+    ] = "auto",
     image: Annotated[
         list[Path] | None,
         typer.Option(help="An image; give it again for more.", metavar="<path>", rich_help_panel=INPUT),
@@ -68,6 +84,7 @@ def infer(
             "--table",
             help="Whatever vlm-train reads: a table (CSV, JSONL, Parquet), a COCO or VQA file, easy-vqa, ...",
             rich_help_panel=INPUT,
+            autocompletion=completion.data,
         ),
     ] = None,
     stream: Annotated[
@@ -84,10 +101,20 @@ def infer(
         ),
     ] = None,
     format: Annotated[
-        str, typer.Option(help="Format of --data; auto tells it from what is there.", rich_help_panel=INPUT)
+        str,
+        typer.Option(
+            help="Format of --data; auto tells it from what is there.",
+            rich_help_panel=INPUT,
+            autocompletion=completion.formats,
+        ),
     ] = "auto",
     split: Annotated[
-        str | None, typer.Option(help="Which part of --data: train, validation or test.", rich_help_panel=INPUT)
+        str | None,
+        typer.Option(
+            help="Which part of --data: train, validation or test.",
+            rich_help_panel=INPUT,
+            autocompletion=completion.names("train", "validation", "test"),
+        ),
     ] = None,
     columns: Annotated[
         str | None,
@@ -153,7 +180,11 @@ def infer(
     ] = "auto",
     engine: Annotated[
         str,
-        typer.Option(help="local: in this process; ray: by the workers of a Ray cluster.", rich_help_panel=SPEED),
+        typer.Option(
+            help="local: in this process; ray: by the workers of a Ray cluster.",
+            rich_help_panel=SPEED,
+            autocompletion=completion.names(*ENGINES),
+        ),
     ] = "local",
     workers: Annotated[
         int | None,
@@ -180,11 +211,12 @@ def infer(
     except InferError as error:
         _fail(error)
 
-    from vlm_infer.answering import UserError
-    from vlm_infer.generation import Generation
-    from vlm_infer.infer import infer
-    from vlm_infer.results import Outputs
-    from vlm_infer.rows import Inputs
+    with Console(stderr=True).status("starting"):
+        from vlm_infer.answering import UserError
+        from vlm_infer.generation import Generation
+        from vlm_infer.infer import infer
+        from vlm_infer.results import Outputs
+        from vlm_infer.rows import Inputs
 
     inputs = Inputs(tuple(image or ()), images, data, stream, image_dir, format, split, columns, question)
     outputs = Outputs(out, overwrite, report, attention)

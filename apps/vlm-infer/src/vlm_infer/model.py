@@ -4,15 +4,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_infer.errors import InferError
+from vlm_runs import RunError, read_run
+from vlm_runs.run import ADAPTER_CONFIG, MAX_IMAGE_TOKENS
 
 if TYPE_CHECKING:
     import vlm_models
 
-MAX_IMAGE_TOKENS = 1024
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -33,40 +34,35 @@ class ModelSpec:
 
     def settings(self) -> dict[str, str | None]:
         """What texts depend on: names, and the content of what lies on this disk. Not the device."""
+        from vlm_runs.adapters import adapter_folders
+
         folder = Path(self.model).expanduser()
         return {
             "model": self.model,
             "model_files": _hash_of(folder, ["config.json"]) if folder.is_dir() else None,
             "adapter": None
             if self.adapter is None
-            else " ".join(_hash_of(one, ADAPTER_FILES) for one in self._adapters),
+            else " ".join(_hash_of(one, ADAPTER_FILES) for one in adapter_folders(self.adapter)),
             "quantization": self.quantization,
             "dtype": self.dtype,
             "revision": self.revision,
             "max_image_tokens": self.max_image_tokens,
         }
 
-    @property
-    def _adapters(self) -> list[Path]:
-        """The adapter, and the one on the vision part that a run may have in it."""
-        if self.adapter is None:
-            return []
-        vision = self.adapter / "vision"
-        return [self.adapter, vision] if vision.is_dir() else [self.adapter]
-
     def load(self) -> "vlm_models.VLM":
-        """The model with its adapter, in evaluation mode. Raises `vlm_models.ModelError` or peft_methods' errors."""
+        """The model with its adapter, in evaluation mode. Raises RunError, ModelError or peft_methods' errors."""
         import transformers
 
         import vlm_data
         import vlm_models
+        from vlm_runs.adapters import put_on
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         vlm = vlm_models.load(self.model, self.quantization, self.device, self.dtype, self.revision)
         vlm_data.limit_image_tokens(vlm.processor, self.max_image_tokens)
-        for folder in self._adapters:
-            _attach(vlm, folder)
+        if self.adapter is not None:
+            put_on(vlm.model, self.adapter)
         return vlm.eval()
 
 
@@ -99,61 +95,30 @@ def find_model(
     return ModelSpec(model, folder, quantization or "none", device, dtype or "auto", revision, of_images)
 
 
-def _attach(vlm: "vlm_models.VLM", folder: Path) -> None:
-    """Put an adapter on a model: by peft_methods, or by PEFT itself one of a kind that only PEFT has.
-
-    Raises AdapterError, or InferError for one that needs PEFT and cannot have it.
-    """
-    import peft_methods
-
-    kind = _config_of(folder).get("peft_type")
-    if kind is None or kind in ("LORA", "PREFIX_TUNING") or kind.startswith("peft_methods."):
-        peft_methods.load(vlm.model, folder)
-        return
-    try:
-        import peft
-    except ImportError as error:
-        raise InferError(f"{folder} is a {kind} of Hugging Face PEFT: pip install 'vlm-infer[peft]'") from error
-    try:
-        if issubclass(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind], peft.PromptLearningConfig):
-            raise InferError(
-                f"{folder}: {kind} puts tokens before the text, around the model; this cannot be used here"
-            )
-        peft.PeftModel.from_pretrained(vlm.model, str(folder))  # puts its modules into the model that it is given
-    except (KeyError, OSError, RuntimeError, TypeError) as error:
-        raise InferError(f"{folder}: PEFT cannot load it: {next(iter(str(error).splitlines()), kind)}") from error
-
-
 def _of_run(
-    run: Path, quantization: str | None, dtype: str | None, device: str, max_image_tokens: int | None
+    folder: Path, quantization: str | None, dtype: str | None, device: str, max_image_tokens: int | None
 ) -> ModelSpec:
-    if not (run / "run.json").is_file():
-        raise InferError(f"--run {run} is no run: it holds no run.json; give a folder that vlm-train wrote")
     try:
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        config = record["config"]
-        spec = ModelSpec(
-            config["model"],
-            run / "adapter",
-            quantization or config["quantization"],
-            device,
-            dtype or config["dtype"],
-            config.get("revision"),
-            max_image_tokens or config.get("max_image_tokens", MAX_IMAGE_TOKENS),
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InferError(f"--run {run}: run.json is not one that vlm-train wrote") from error
-    if not spec.adapter.is_dir():
-        raise InferError(f"--run {run} has no adapter: its training is {record.get('status')}; train again")
-    return spec
+        run = read_run(folder)
+    except RunError as error:
+        raise InferError(f"--run {error}") from error
+    return ModelSpec(
+        run.model,
+        run.adapter,
+        quantization or run.quantization,
+        device,
+        dtype or run.dtype,
+        run.revision,
+        max_image_tokens or run.max_image_tokens,
+    )
 
 
 def _adapter_folder(adapter: str) -> Path:
     """The folder of an adapter; one of the Hugging Face hub is downloaded into its cache."""
     folder = Path(adapter).expanduser()
     if folder.is_dir():
-        if not (folder / ADAPTER_FILES[0]).is_file():
-            raise InferError(f"--adapter {adapter} holds no {ADAPTER_FILES[0]}; give the folder of an adapter")
+        if not (folder / ADAPTER_CONFIG).is_file():
+            raise InferError(f"--adapter {adapter} holds no {ADAPTER_CONFIG}; give the folder of an adapter")
         return folder
     if adapter.count("/") != 1 or adapter.startswith((".", "/", "~")):
         raise InferError(f"--adapter {adapter}: neither a folder nor a hub id (owner/name)")
@@ -166,19 +131,13 @@ def _adapter_folder(adapter: str) -> Path:
 
 
 def _base_of(folder: Path) -> str:
-    base = _config_of(folder).get("base_model_name_or_path")
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
     if not base:
         raise InferError(f"--adapter {folder} does not name its base model; give it with --model")
     return base
-
-
-def _config_of(folder: Path) -> dict[str, Any]:
-    """What the adapter says of itself; nothing where it cannot be read, which loading it then tells."""
-    try:
-        config = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _hash_of(folder: Path, names: tuple[str, ...] | list[str]) -> str:

@@ -137,6 +137,8 @@ def _images(paths: Sequence[Path]) -> Dataset:
 
 
 def _folder(folder: Path) -> Iterator[Row | Rejected]:
+    if not folder.is_dir():
+        raise InferError(f"--images {folder}: no such folder; --image is for single files")
     images = ImageFolder(folder)
     for name in filter(looks_like_image, files_below(folder)):
         try:

@@ -1,13 +1,16 @@
 """The command line of `vlm-questions`. It imports nothing heavy, so that --help answers at once."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from vlm_questions.errors import QuestionsError
+from vlm_runs import completion
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -26,7 +29,10 @@ def questions(
     per_image: Annotated[int, typer.Option(min=1, help="At most this many questions about an image.")] = 10,
     kinds: Annotated[
         str | None,
-        typer.Option(help="By templates, ask about these only: color,material,shape,pattern,count. (default: all)"),
+        typer.Option(
+            help="By templates, ask about these only: color,material,shape,pattern,count. (default: all)",
+            autocompletion=completion.listed("color", "material", "shape", "pattern", "count"),
+        ),
     ] = None,
     language: Annotated[str, typer.Option(help="The language of ABO's texts; en takes en_US, en_GB and so on.")] = "en",
     seed: Annotated[int, typer.Option(help="Choose other images and other templates.")] = 0,
@@ -53,11 +59,10 @@ def questions(
     except QuestionsError as error:
         _fail(error)
 
-    import os
-
-    from vlm_data import DataError
-    from vlm_questions.make import by_model, by_templates, read
-    from vlm_questions.result import finish
+    with Console(stderr=True).status("starting"):
+        from vlm_data import DataError
+        from vlm_questions.make import by_model, by_templates, read
+        from vlm_questions.result import finish
 
     out.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -5,24 +5,40 @@ from typing import Annotated
 
 import typer
 
+from vlm_runs import completion
 from vlm_score.errors import ScoreError
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+def _metrics(incomplete: str) -> list[str]:
+    from vlm_score.metrics import METRICS
+
+    return completion.listed(*METRICS)(incomplete)
 
 
 @app.command()
 def score(
     predictions: Annotated[
         Path,
-        typer.Argument(help="A CSV or JSONL table, COCO or VQA results (.json), or the folder of a run of vlm-train."),
+        typer.Argument(
+            help="A CSV or JSONL table, COCO or VQA results (.json), or the folder of a run of vlm-train.",
+            autocompletion=completion.runs,
+        ),
     ],
     references: Annotated[
         Path | None,
         typer.Option(help="A table, or COCO or VQA annotations. (default: the references in the predictions' file)"),
     ] = None,
-    against: Annotated[Path | None, typer.Option(help="Other predictions for the same rows, to compare with.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Other predictions for the same rows, to compare with.", autocompletion=completion.runs),
+    ] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Names separated by commas. (default: those that suit answers or captions)")
+        str | None,
+        typer.Option(
+            help="Names separated by commas. (default: those that suit answers or captions)", autocompletion=_metrics
+        ),
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Score the rows that both files have, though ids are missing or extra.")
@@ -43,7 +59,13 @@ def score(
     clip: Annotated[
         str, typer.Option(help="CLIP of clip_score and ref_clip_score: hub id or folder.")
     ] = "openai/clip-vit-base-patch32",
-    device: Annotated[str, typer.Option(help="Where these models run: cpu, cuda, mps or xpu.")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Where these models run: cpu, cuda, mps or xpu.",
+            autocompletion=completion.names("cpu", "cuda", "mps", "xpu"),
+        ),
+    ] = "cpu",
 ) -> None:
     """Score captions or answers, with intervals, and make a page to look at them."""
     from vlm_score.metrics import Models

@@ -1,6 +1,8 @@
 """Records from files: CSV, JSONL, JSON lists, COCO and VQA annotations, and a run's folder."""
 
+import codecs
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +32,9 @@ def read_records(path: Path) -> list[Record]:
         raise ScoreError(f"{path}: give a .csv, .tsv, .jsonl or .json file, or the folder of a run")
     try:
         records = [{**record, "source": f"{path.name}:{place}"} for place, record in reader(path)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise ScoreError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ScoreError(f"{path} cannot be read: {error}") from error
     if not records:
         raise ScoreError(f"{path} holds no rows")
@@ -38,13 +42,26 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Record]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        for row in rows:
-            if None in row or None in row.values():
-                n = len(rows.fieldnames)
-                raise ScoreError(f"{path}:{rows.line_num}: not {n} fields as in the header; quote texts with commas")
-            yield rows.line_num, row
+    text = _text(path)
+    # Spreadsheets separate by what their country does not write in numbers.
+    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    for row in rows:
+        if None in row or None in row.values():
+            n = len(rows.fieldnames)
+            raise ScoreError(f"{path}:{rows.line_num}: not {n} fields as in the header; quote texts with {separator!r}")
+        yield rows.line_num, row
+
+
+def _text(path: Path) -> str:
+    """Of a file as spreadsheets write it: UTF-8, UTF-16 with its mark, else Windows-1252."""
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Record]]:

@@ -8,13 +8,36 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
+from vlm_runs import completion
 from vlm_train.errors import ConfigError
+from vlm_train.options.checks import METHODS, OPTIMIZERS, PARTS
 from vlm_train.options.config import PANELS, TrainConfig
 from vlm_train.options.config_file import effective, read_with_lines
 from vlm_train.resuming import options_of
+from vlm_train.schedules import SCHEDULES
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
+
+COMPLETIONS = {  # what the shell offers for the options of `TrainConfig`; files where nothing stands here
+    "model": completion.models,
+    "data": completion.data,
+    "val_data": completion.data,
+    "format": completion.formats,
+    "answer_choice": completion.names("frequent", "sample"),
+    "quantization": completion.quantizations,
+    "dtype": completion.dtypes,
+    "device": completion.devices,
+    "method": completion.names(*METHODS, "peft"),
+    "vision_method": completion.names(*METHODS),
+    "targets": completion.names(*PARTS),
+    "schedule": completion.names(*SCHEDULES),
+    "optimizer": completion.names(*OPTIMIZERS),
+    "metric": completion.names("exact_match", "vqa_accuracy", "bleu", "loss"),
+    "cache_features": completion.names("on", "off"),
+    "track": completion.listed("tensorboard", "wandb", "mlflow"),
+}
 
 
 def train(
@@ -30,7 +53,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan (steps, tokens, memory, time); train two steps and stop.")
     ] = False,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, where it stopped.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this folder, where it stopped.", autocompletion=completion.runs),
+    ] = None,
     **options: Any,
 ) -> None:
     """Adapt a vision-language model to your own images.
@@ -56,7 +82,8 @@ def train(
         typer.echo(effective(chosen, sources), nl=False)
         return
 
-    from vlm_train.run import UserError, run, show
+    with Console(stderr=True).status("starting"):
+        from vlm_train.run import UserError, run, show
 
     try:
         if describe:
@@ -112,8 +139,9 @@ def with_options(function: Any, without: Collection[str] = ()) -> Any:
 
 
 def _in_panel(name: str, annotated: Any) -> Any:
-    """The option in its part of `--help`."""
+    """The option in its part of `--help`, completed by the shell."""
     option = copy(annotated.__metadata__[0])
+    option.autocompletion = COMPLETIONS.get(name)
     option.rich_help_panel = next(panel for panel, names in PANELS.items() if name in names.split())
     return Annotated[annotated.__origin__, option]
 

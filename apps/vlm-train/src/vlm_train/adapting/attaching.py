@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 import peft_methods as pm
 from vlm_models import VLM
+from vlm_runs.adapters import VISION
 from vlm_train.adapting.methods import further_options, method_of, vision_method_of
 from vlm_train.options.config import TrainConfig
-
-VISION = "vision"  # the folder, in that of the adapter, of the one on the vision part
 
 
 class Attached(Protocol):
@@ -109,9 +108,3 @@ class Both:
     def save(self, folder: str | PathLike, base_model: str | None = None) -> None:
         self.first.save(folder, base_model)
         self.vision.save(Path(folder) / VISION, base_model)
-
-
-def load(model: nn.Module, folder: str | PathLike) -> list[pm.Attachment]:
-    """Put on a model what `save` of one or two of our attachments wrote."""
-    folders = [Path(folder), Path(folder) / VISION]
-    return [pm.load(model, one) for one in folders if one.is_dir()]

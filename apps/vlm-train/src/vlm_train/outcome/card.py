@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from vlm_models import TINY
-from vlm_train.adapting.attaching import VISION
+from vlm_runs.adapters import VISION
 from vlm_train.options.config import TrainConfig
 
 NAMES = {"exact_match": "Exact match", "vqa_accuracy": "VQA accuracy", "bleu": "BLEU", "cider": "CIDEr"}
