@@ -1,7 +1,11 @@
-"""Training in two processes is training in one: losses, adapter, checkpoints; and neither outlives the other."""
+"""Training in two processes is training in one, the base model sharded or whole in each: losses, adapter, checkpoints.
+
+And neither outlives the other.
+"""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +16,7 @@ from pathlib import Path
 import processes_driver
 import pytest
 from processes_driver import METHODS, config
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import vlm_data
 import vlm_models
@@ -43,16 +47,28 @@ def interrupted(name: str, folder: Path) -> None:
     vlm_models.VLM.forward = plain
 
 
+def without_pooler(folder: Path) -> None:
+    """A model of which weights that nothing needs are not in the file."""
+    vlm_models.load("tiny-vit-gpt2", device="cpu").save(str(folder))
+    kept = {name: one for name, one in load_file(folder / "model.safetensors").items() if "pooler" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.fixture(scope="module")
 def launched(folder) -> tuple[subprocess.CompletedProcess, float]:
     """What the two processes said, and how many seconds they took to end when one was killed."""
+    without_pooler(folder / "no-pooler")
     interrupted("begun-by-1", folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    shutil.copytree(folder / "begun-by-1", folder / "begun-by-1-unsharded")
+    with socket.socket() as free, socket.socket() as another:
+        ports = []
+        for one in (free, another):
+            one.bind(("127.0.0.1", 0))
+            ports.append(str(one.getsockname()[1]))
     # Without --cpu, with which accelerate starts several processes by MPI alone; each takes the CPU by its --device.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
-    command = [sys.executable, *launch, str(port), str(DRIVER), str(folder)]
+    options = ["--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--main_process_port", ports[0]]
+    launch = ["-m", "accelerate.commands.launch", *options]
+    command = [sys.executable, *launch, str(DRIVER), str(folder), ports[1]]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (folder / "killed").exists(), done.stdout[-1000:] + done.stderr[-3000:]
     killed = max(path.stat().st_mtime for path in (folder / "killed" / "checkpoints").glob("step-*"))
@@ -85,6 +101,35 @@ def test_losses_and_adapter_are_those_of_one_process(method, folder, launched):
     for alone, together in zip(lines(folder / f"{method}-1"), lines(folder / f"{method}-2"), strict=True):
         assert together == pytest.approx(alone, abs=1e-9)
     assert predictions(folder / f"{method}-1") == predictions(folder / f"{method}-2")
+
+
+def test_sharded_layers_are_held_half_by_each_and_give_the_same_run(folder, launched):
+    assert close(*adapters(folder, "lora-2", "sharded"))
+    for whole, sharded in zip(lines(folder / "lora-2"), lines(folder / "sharded"), strict=True):
+        assert sharded == pytest.approx(whole, abs=1e-9)
+    assert predictions(folder / "lora-2") == predictions(folder / "sharded")
+    layers = vlm_models.load("tiny-git", device="cpu", dtype="float64").model.git.encoder.layer
+    whole = sum(parameter.nbytes for parameter in layers.parameters())
+    held = [int((folder / f"held-{rank}").read_text()) for rank in (0, 1)]
+    assert sum(held) == whole and max(held) < 0.51 * whole
+
+
+def test_checkpoints_of_sharded_runs_are_those_of_others(folder, launched):
+    run(config(folder, "killed-while-sharded"), resume=True)
+    whole, first, second = adapters(folder, "lora-2", "begun-by-1-unsharded", "killed-while-sharded")
+    assert close(whole, first) and close(whole, second)
+
+
+def test_every_process_reads_all_weights_of_a_model_to_shard(folder, launched):
+    whole = vlm_models.load("tiny-vit-gpt2", device="cpu")
+    of_each = [int((folder / f"loaded-{rank}").read_text()) for rank in (0, 1)]
+    assert of_each == [sum(parameter.numel() for parameter in whole.parameters())] * 2
+
+
+def test_where_one_is_killed_in_a_gathering_the_other_says_so_and_ends(folder, launched):
+    seconds, said = (folder / "killed-while-sharded.txt").read_text().split(" ", 1)
+    assert float(seconds) < 60
+    assert said.startswith("TrainError: another process of the run has stopped")
 
 
 def test_each_image_is_encoded_once_by_one_of_them(folder, launched):

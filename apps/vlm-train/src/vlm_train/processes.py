@@ -1,31 +1,45 @@
 """One process or several that train together, as `accelerate launch` starts them.
 
-Each holds the whole adapter and takes its share of every step's rows. Gradients are added up in one message a step, not
-by hooks in the backward pass: adapters are small, and a parameter that gets no gradient in one process cannot make the
-others wait. So a run does not depend on how many processes it has, but for the order of sums.
+Each takes its share of every step's rows, and holds the whole adapter; of the base model too, unless it is shared out
+(`sharding.py`). Gradients are added up in one message a step, not by hooks in the backward pass: adapters are small,
+and a parameter that gets no gradient in one process cannot make the others wait. So a run does not depend on how many
+processes it has, but for the order of sums.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from vlm_train.errors import TrainError
+from vlm_train.errors import ConfigError, TrainError
 
 Result = TypeVar("Result")
 
 
 class Processes:
-    """This process, number `rank` of `count`; number 0, `main`, is the one that writes and speaks."""
+    """This process, number `rank` of `count`; number 0, `main`, is the one that writes and speaks.
+
+    Attributes: `sharded`, whether the launcher asks for FSDP; `before_meeting`, called before all processes do
+    something at once.
+
+    Raises ConfigError: the launcher asks for what is not done here.
+    """
 
     def __init__(self, cpu: bool = False) -> None:
         self.rank, self.count, self.device = 0, 1, None
+        self.sharded = False
+        self.before_meeting: Callable[[], object] = lambda: None
+        _check_launch(os.environ)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState  # takes time, and one process needs nothing of it
 
+            self.sharded = _asks(os.environ, "ACCELERATE_USE_FSDP")
+            # Else transformers reads the weights in one process alone, for the others to be given them later.
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
             state = PartialState(cpu=cpu)
             self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
 
@@ -42,7 +56,7 @@ class Processes:
         if self.count == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64, device=self._sends_from)
-        self._together(dist.all_reduce, total)
+        self._meet(dist.all_reduce, total)
         return total.tolist()
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -57,7 +71,7 @@ class Processes:
             (torch.promote_types(parameter.dtype, torch.float32) for parameter in trained), key=lambda d: d.itemsize
         )
         message = torch.cat([parameter.grad.flatten().to(wide) for parameter in trained])
-        self._together(dist.all_reduce, message)
+        self._meet(dist.all_reduce, message)
         sizes = [parameter.numel() for parameter in trained]
         for parameter, total in zip(trained, message.split(sizes), strict=True):
             parameter.grad.copy_(total.view_as(parameter) / self.count)
@@ -67,7 +81,7 @@ class Processes:
         if self.count == 1:
             return items
         parts: list[list] = [[] for _ in range(self.count)]
-        self._together(dist.all_gather_object, parts, items)
+        self._meet(dist.all_gather_object, parts, items)
         return [item for part in parts for item in part]
 
     def from_main(self, function: Callable[[], Result]) -> Result:
@@ -80,7 +94,7 @@ class Processes:
                 told[0] = function()
             except Exception as error:
                 told[1] = error
-        self._together(dist.broadcast_object_list, told, src=0)
+        self._meet(dist.broadcast_object_list, told, src=0)
         if told[1] is not None:
             raise told[1]
         return told[0]
@@ -93,11 +107,40 @@ class Processes:
     def _sends_from(self) -> torch.device:
         return self.device if self.device is not None and self.device.type == "cuda" else torch.device("cpu")
 
-    @staticmethod
-    def _together(collective: Callable[..., object], *arguments: Any, **options: Any) -> None:
-        try:
+    def _meet(self, collective: Callable[..., object], *arguments: Any, **options: Any) -> None:
+        self.before_meeting()
+        with self.watching():
             collective(*arguments, **options)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, where all processes do the same, it is a TrainError if another one has ended."""
+        try:
+            yield
         except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # whose errors have no class
+                raise
             raise TrainError(
                 "another process of the run has stopped; see what it said, then go on with --resume"
             ) from error
+
+
+def _check_launch(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError for what `accelerate launch` was asked for and is not done."""
+    if _asks(environment, "ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            "--use_deepspeed: DeepSpeed is not supported; `accelerate launch --use_fsdp --fsdp_version 2` shards the "
+            "base model as its ZeRO-3 does, --multi_gpu is for models that fit"
+        )
+    if _asks(environment, "ACCELERATE_USE_MEGATRON_LM"):
+        raise ConfigError("--use_megatron_lm: not supported; use `accelerate launch --use_fsdp --fsdp_version 2`")
+    if _asks(environment, "ACCELERATE_USE_FSDP"):
+        if environment.get("FSDP_VERSION") != "2":
+            raise ConfigError("--use_fsdp: only FSDP2 is done here; add --fsdp_version 2 to `accelerate launch`")
+        for option in ("FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING"):
+            if _asks(environment, option):
+                raise ConfigError(f"--{option.lower()} true: is not done here; leave it out")
+
+
+def _asks(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "false").lower() in ("true", "1", "yes")

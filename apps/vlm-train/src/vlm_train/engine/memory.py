@@ -8,6 +8,7 @@ import torch
 
 from vlm_models import VLM, Batch, ModelError
 from vlm_train.options.config import TrainConfig
+from vlm_train.sharding import is_sharded
 
 
 def peak_memory(device: torch.device) -> int:
@@ -33,6 +34,8 @@ def too_large(
     """The error for a batch that did not fit into one of the processes; how many of its rows do is found by trying."""
     size = len(rows)
     message = f"out of memory on {vlm.device} in step {step} with {size} rows in a forward pass; "
+    if is_sharded(vlm):
+        return ModelError(f"{message}use a lower --batch-size and a higher --accumulate")  # one alone cannot try
     while size > 1:
         size //= 2
         if fits(vlm, collate(rows[:size])):
