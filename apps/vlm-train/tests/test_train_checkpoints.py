@@ -77,7 +77,7 @@ def test_a_damaged_one_is_told_and_the_one_before_it_used(name, harm, checkpoint
     said = []
     step, tree = checkpoints.newest(said.append)
     assert (step, tree["step"]) == (3, 3)
-    assert len(said) == 1 and "step-00000006 is damaged" in said[0] and "the one before it is used" in said[0]
+    assert len(said) == 1 and "step-00000006 is damaged" in said[0] and "it is passed over" in said[0]
     checkpoints.save(6, TREE)  # reached again
     assert checkpoints.newest(pytest.fail)[0] == 6
 

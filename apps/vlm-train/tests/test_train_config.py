@@ -18,7 +18,8 @@ def test_every_field_is_an_option_with_help():
     command = typer.main.get_command(cli.app)
     options = {parameter.name: parameter for parameter in command.params}
     names = {field.name for field in fields(TrainConfig)}
-    assert options.keys() - {"config", "print_config", "show_example", "describe", "dry_run", "resume", "help"} == names
+    others = {"config", "print_config", "show_example", "describe", "dry_run", "resume", "help"}
+    assert options.keys() - others - {"install_completion", "show_completion"} == names
     assert all(options[name].help for name in options)
     assert all(options[field.name].default == field.default for field in fields(TrainConfig))
 
@@ -68,14 +69,15 @@ def test_the_command_line_wins_over_the_file(tmp_path, monkeypatch):
         ("zzz: 4", "run.yaml:1: unknown option 'zzz'; vlm-train --help"),
         ("rank: 4\nrank: 8", "run.yaml:2: rank stands in line 1 already"),
         ("batch-size: 0", "--batch-size must be at least 1, or auto ("),
-        ("batch-size: many", "batch_size: 'many' is no int"),
-        ("rank: four", "rank: 'four' is no int"),
-        ("rank: 4.5", "rank: 4.5 is no int"),
-        ("rank: true", "rank: True is no int"),
-        ("rank: null", "rank: None is no int"),
-        ("model: {a: b}", "model: {'a': 'b'} is no str"),
+        ("batch-size: many", "batch_size: 'many' is no whole number"),
+        ("rank: four", "rank: 'four' is no whole number"),
+        ("rank: 4.5", "rank: 4.5 is no whole number"),
+        ("rank: true", "rank: True is no whole number"),
+        ("rank: null", "rank: None is no whole number"),
+        ("model: {a: b}", "model: {'a': 'b'} is no text"),
         ("- rank", "must hold `option: value` lines"),
-        ("rank: [", "not YAML"),
+        ("seed: 1\nrank: [", "run.yaml:2: not YAML: expected the node content"),
+        ("seed: \x00", "run.yaml: not YAML: "),
         ("", "must hold `option: value` lines"),
     ],
 )
@@ -117,6 +119,8 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
         ("val_fraction", 1.0),
         ("val_rows", -1),
         ("max_rejected", -1),
+        ("workers", -1),
+        ("metric", "blue"),
         ("seed", -1),
         ("data", ""),
         ("cache_features", "maybe"),

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 import vlm_data
 import vlm_models
 from vlm_train import cli
-from vlm_train.engine.evaluate import evaluation_of, metrics_of
+from vlm_train import run as training
+from vlm_train.engine.evaluate import LOSS, evaluation_of, metrics_of
+from vlm_train.options.checks import METRICS
 from vlm_train.options.config import TrainConfig
 from vlm_train.rows.data import collator_of, read_data
 
@@ -79,6 +81,21 @@ def test_columns_and_rejected_rows_of_both_parts(tmp_path):
         read(tmp_path, columns="image=photo,references=title", max_rejected=0)
 
 
+def test_a_table_without_answers_is_told_and_how_to_name_theirs(tmp_path):
+    draw(tmp_path, "a.png")
+    (tmp_path / "t.csv").write_text("image_name,question\na.png,what?\n")
+    with pytest.raises(vlm_data.DataError, match=r"none of its rows has an answer .* --columns references=NAME"):
+        read(tmp_path / "t.csv")
+
+
+def test_what_the_model_refuses_is_told_before_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "read_data", lambda *_: pytest.fail("read"))
+    for options, told in (({"model": "tiny-gti"}, "did you mean tiny-git"), ({"dtype": "float8"}, "unknown dtype")):
+        with pytest.raises(vlm_models.ModelError, match=told):
+            training.run(TrainConfig(**options, device="cpu", out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_answers_are_spread_and_drawn_and_images_shrunk_as_asked(tmp_path):
     draw(tmp_path, *(f"{n}.png" for n in range(20)))
     Image.open(tmp_path / "0.png").resize((80, 160)).save(tmp_path / "0.png")
@@ -128,4 +145,5 @@ def test_the_metrics_are_those_that_suit_the_rows():
     }
     many = rows([None] * 100, [[f"a caption of {number}"] for number in range(100)])
     found = evaluation_of([text for (text,) in many["references"]], 0.0, many).scores
+    assert {*found, "vqa_accuracy", LOSS} == set(METRICS)
     assert list(found) == ["exact_match", "bleu", "cider"] and found["cider"].value == pytest.approx(10)

@@ -15,7 +15,8 @@ from vlm_train.engine.optimizers import make_optimizer
 from vlm_train.options.config import TrainConfig
 from vlm_train.processes import Processes
 from vlm_train.rows.batches import Batches
-from vlm_train.rows.features import encode_once
+from vlm_train.rows.features import Features, encode_once
+from vlm_train.rows.images import DistinctImages
 
 
 class Job:
@@ -82,3 +83,20 @@ def test_a_trained_image_encoder_is_told(tmp_path):
     assert job.encode(job.cache(tmp_path)) is None
     assert "images are encoded every step: the image encoder is trained (git.image_encoder" in job.said
     assert not list(tmp_path.iterdir())
+
+
+def test_features_do_not_depend_on_who_decodes_their_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(vlm_models.features, "BATCH", 3)
+    job = Job("tiny-qwen2-vl")
+    images = DistinctImages(job.rows)
+    found, asked = [], []
+    for workers in (0, 2):
+        cache = job.cache(tmp_path / str(workers))
+        features = Features(cache, job.collate, workers)
+        assert features.fill(images[:5], asked.append) == 5 and features.fill(images) == len(images) - 5
+        assert features.fill(images) == 0
+        monkeypatch.setattr(cache, "_encode", None)  # all are known
+        found.append(features.of(images))
+    assert len(asked) == 4 and asked[1] == asked[3] == 5
+    for one, other in zip(*found, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

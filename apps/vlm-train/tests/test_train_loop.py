@@ -6,9 +6,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from vlm_train.engine.loop import planned_steps, seed_all
 from vlm_train.options.config import TrainConfig
+from vlm_train.rows.images import DistinctImages, image_numbers
 from vlm_train.rows.order import Order
 
 
@@ -67,3 +69,15 @@ def test_what_is_random_follows_from_seed_step_and_process():
 
     assert drawn(0, 5, 0) == drawn(0, 5, 0)
     assert len({drawn(*place)[1] for place in ((0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1))}) == 4
+
+
+def test_distinct_images_are_those_that_the_rows_show():
+    one, two, three = ({"path": None, "bytes": content} for content in (b"1", b"2", b"3"))
+    file = {"path": "a.png", "bytes": None}
+    rows = Dataset.from_dict(
+        {"image": [two, file, one, two, file], "images": [None, None, [one, three], [two], None], "id": list("abcde")}
+    )
+    found = DistinctImages(rows)
+    assert len(found) == 4 and list(found) == [two, file, one, three]
+    assert list(found[1::2]) == [file, three] and found[-1] == three
+    assert image_numbers(rows) == [0, 1, 2, 0, 1]

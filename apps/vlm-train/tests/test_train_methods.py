@@ -1,6 +1,8 @@
 """Every name that `--method` takes makes a method for every part of a model."""
 
+import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ import torch
 import peft_methods as pm
 import vlm_data
 import vlm_models
-from vlm_train.adapting.attaching import VISION, attach, check_methods, load
+from vlm_runs.adapters import VISION, put_on
+from vlm_train.adapting.attaching import attach, check_methods
 from vlm_train.adapting.methods import method_of
 from vlm_train.errors import ConfigError
 from vlm_train.options.checks import METHODS
@@ -91,7 +94,11 @@ def trained(vlm, batch, config, folder):
     vlm(batch)[0].backward()
     optimizer.step()
     optimizer.zero_grad()
-    changed = {name for name, tensor in attached.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name
+        for name, tensor in attached.state_dict().items()
+        if name in before and not torch.equal(tensor, before[name])
+    }
     attached.save(folder, base_model="tiny-git")
     with torch.no_grad():
         return attached, vlm(batch)[0].item(), changed
@@ -117,7 +124,7 @@ def test_a_method_on_each_part(vlm, batch, method, vision, tmp_path):
 
     with torch.no_grad():
         base = vlm(batch)[0].item()
-        loaded = load(vlm.model, tmp_path / "adapter")
+        loaded = put_on(vlm.model, tmp_path / "adapter")
         assert len(loaded) == 2 and vlm(batch)[0].item() == pytest.approx(loss, rel=1e-6) != base
     for attachment in reversed(loaded):
         attachment.detach()
@@ -147,6 +154,62 @@ def test_any_configuration_of_peft(kind, batch, tmp_path):
     peft.PeftModel.from_pretrained(fresh.model, str(tmp_path / "adapter"))
     with torch.no_grad():
         assert fresh(batch)[0].item() == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("stopped_after", [5, 9])  # while ranks are shared out, and when that is done
+def test_adalora_goes_on_as_if_it_had_not_been_stopped(stopped_after, batch, tmp_path):
+    pytest.importorskip("peft")
+    file = tmp_path / "peft.json"
+    file.write_text(json.dumps({"peft_type": "ADALORA", **PEFT["ADALORA"]}))
+    config = TrainConfig(method="peft", peft_config=str(file))
+
+    def begun():
+        vlm = vlm_models.load("tiny-git", device="cpu")
+        attached = attach(config, vlm)
+        optimizer = torch.optim.AdamW(attached.parameter_groups(1e-2))
+        attached.bind(optimizer)
+        return vlm, attached, optimizer
+
+    def step(vlm, attached, optimizer):
+        attached.loss_terms(1)
+        vlm(batch)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    job = begun()
+    for number in range(10):
+        step(*job)
+        if number + 1 == stopped_after:
+            state = {name: tensor.clone() for name, tensor in job[1].state_dict().items()}
+            again = begun()
+            again[1].load_state_dict(state)
+            again[2].load_state_dict(copy.deepcopy(job[2].state_dict()))
+    for _ in range(stopped_after, 10):
+        step(*again)
+    found, expected = again[1].state_dict(), job[1].state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    left = sum(int(tensor.sum()) for name, tensor in expected.items() if "rank_pattern" in name)
+    assert left == 2 * sum("lora_A" in name for name, _ in job[1].peft_model.named_parameters())  # target_r of each
+    for number, (_, attached, _) in enumerate((job, again)):
+        attached.save(tmp_path / str(number))
+    one, other = ((tmp_path / number / "adapter_model.safetensors").read_bytes() for number in "01")
+    assert one == other
+
+
+def test_the_loss_of_adalora_has_the_term_that_peft_gives_it(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    file = tmp_path / "peft.json"
+    file.write_text(json.dumps({"peft_type": "ADALORA", **PEFT["ADALORA"], "orth_reg_weight": 0.3}))
+    attached = attach(
+        TrainConfig(method="peft", peft_config=str(file)), vlm_models.load("tiny-git", device="cpu", dtype="float64")
+    )
+    tuner = attached.peft_model.base_model
+    monkeypatch.setattr(tuner.model, "forward", lambda: SimpleNamespace(loss=torch.zeros(())))
+    theirs = torch.autograd.grad(tuner.forward().loss, attached.parameters(), allow_unused=True)
+    attached.loss_terms(7)
+    for parameter, gradient in zip(attached.parameters(), theirs, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        assert gradient is None or torch.allclose(parameter.grad, gradient)
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,10 @@ def test_each_fast_path_says_what_it_does(chat):
     rows = one_of_each_image(3).to_list()
     questions = [{**rows[0], "prompt": f"what is {word}?", "references": ["a"]} for word in ("this", "that", "it")]
     packed, head = describe_step(vlm, collate(questions))
-    assert re.fullmatch(r"rows packed: 3 of a pass behind 1 images, \d+ positions for \d+", packed)
+    assert re.fullmatch(r"rows packed: 3 of a pass behind 1 images, \d+ positions for \d+, 0% of them padding", packed)
     supervised = int((collate(questions)["labels"] != -100).sum())
     assert head.startswith(f"head at the supervised positions alone: {supervised} of ")
-    assert describe_step(vlm, collate(rows))[0] == "rows are not packed: no two of a pass show one image"
+    assert describe_step(vlm, collate(rows[:1]))[0] == "rows are not packed: here it would spare nothing"
 
 
 def test_a_prefix_starts_where_the_loss_is_lower(chat):

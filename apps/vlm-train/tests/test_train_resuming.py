@@ -174,10 +174,26 @@ def test_three_in_a_row_end_the_run_and_their_rows_are_named(options, in_step, t
 
 
 def test_a_state_comes_back_from_its_tree():
-    step = Step(1, 0.5, 1e-3, 1.0, 4, 9, 0.1, 0.01, 0.05, 1)
-    state = State([step, step], 2.5, Answers(0, ["a"], 1.0), 2, None, 1)
+    state = State(seconds=2.5, before=Answers(0, ["a"], 1.0), evaluated=2, stale=1)
+    for number, skipped in enumerate((1, 1, 0), start=1):
+        state.add(Step(number, 0.5, 1e-3, 1.0, 4, 9, 0.1, 0.01, 0.05, skipped))
+    assert (state.step, state.skipped, state.skipped_in_a_row) == (3, 2, 0)
+    assert [math.isnan(loss) for loss in state.losses] == [True, True, False] and state.rates[-1] == 1e-3
+    state.add(Step(4, math.inf, 1e-3, 1.0, 4, 9, 0.1, 0.01, 0.05, 1))
     again = State.of_tree(state.as_tree())
-    assert again == state and isinstance(again.log[0].rows, int)
-    assert (again.step, again.skipped, again.skipped_in_a_row) == (2, 2, 2)
+    assert again.losses.tobytes() == state.losses.tobytes()
+    again.losses = state.losses  # a NaN equals nothing
+    assert again == state and isinstance(again.recent[0].rows, int) and again.skipped_in_a_row == 1
     assert State.of_tree(State().as_tree()) == State()
-    assert torch.is_tensor(state.as_tree()["log"])
+
+
+def test_what_a_checkpoint_keeps_of_a_step_is_two_numbers():
+    state, sizes = State(), []
+    for number in range(2101):
+        state.add(Step(number, 0.5, 1e-3, 1.0, 4, 9, 0.1, 0.01, 0.05, 0))
+        if number in (1100, 2100):
+            tree = state.as_tree()
+            tensors = {name: value for name, value in tree.items() if torch.is_tensor(value)}
+            others = json.dumps([value for name, value in tree.items() if name not in tensors])
+            sizes.append((sum(tensor.nbytes for tensor in tensors.values()), len(others)))
+    assert sizes[1][0] - sizes[0][0] == 1000 * 16 and sizes[1][1] == sizes[0][1] < 2000

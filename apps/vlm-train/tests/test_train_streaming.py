@@ -1,15 +1,21 @@
 """Training from shards: the rows of each step, bad rows, and a run that goes on."""
 
 import json
+import multiprocessing
 import os
+import re
 import signal
 import tarfile
 
 import pytest
 
+import vlm_data
 import vlm_models
-from vlm_train.errors import ConfigError
+from vlm_train.dry_run import dry_run
+from vlm_train.errors import ConfigError, TrainError
 from vlm_train.options.config import TrainConfig
+from vlm_train.processes import Processes
+from vlm_train.rows.streaming import StreamBatches
 from vlm_train.run import run
 
 
@@ -59,7 +65,7 @@ def test_a_stopped_run_goes_on_with_the_rows_that_are_next(options, tmp_path, mo
 
     monkeypatch.setattr(vlm_models.VLM, "forward", forward)
     stops = False
-    whole = run(TrainConfig(**options, out=str(tmp_path / "whole")))
+    whole = run(TrainConfig(**options, workers=0, out=str(tmp_path / "whole")))
     at_once, stops = list(seen), True
     assert len(at_once) == 16  # two epochs of 32 rows
     rejected = [json.loads(line) for line in (whole / "rejected.jsonl").read_text().splitlines()]
@@ -67,13 +73,60 @@ def test_a_stopped_run_goes_on_with_the_rows_that_are_next(options, tmp_path, mo
     assert json.loads((whole / "run.json").read_text())["data"]["train"]["rows"] == 32
 
     seen.clear()
-    config = TrainConfig(**options, out=str(tmp_path / "stopped"))
+    config = TrainConfig(**options, workers=2, out=str(tmp_path / "stopped"))
     with pytest.raises(SystemExit):
         run(config)
     assert len(seen) == 5
     stops = False
     run(config, resume=True)
     assert seen == at_once and adapter(tmp_path / "stopped") == adapter(whole)
+
+
+def test_a_bad_row_counts_once_however_often_it_comes_and_is_remembered(options):
+    config = TrainConfig(**options, workers=0)
+
+    def begun():
+        found = vlm_data.stream(config.data, image_dir=config.image_dir)
+        return StreamBatches(None, _collate_decoded, found, config, Processes())
+
+    batches = begun()
+    for step in range(8 * 12):  # epochs
+        batches.rows(step)
+    (bad,) = batches.rejected
+    assert bad.source.endswith("train-1.tar:bad")
+    again = begun()
+    again.restore(json.loads(json.dumps(batches.state(96))))
+    assert again.rejected == [bad]
+    assert again.rows(96)[0][0]["id"] == batches.rows(96)[0][0]["id"]
+
+
+def _collate_decoded(rows, epoch):
+    return [vlm_data.decode(row["image"]) for row in rows]
+
+
+def test_a_worker_that_is_killed_is_told(options, tmp_path, monkeypatch):
+    plain = vlm_models.VLM.forward
+
+    def forward(vlm, batch):
+        for worker in multiprocessing.active_children() if vlm.training else ():
+            worker.kill()
+        return plain(vlm, batch)
+
+    monkeypatch.setattr(vlm_models.VLM, "forward", forward)
+    with pytest.raises(TrainError, match=r"a process that reads the stream has ended.* --resume with fewer --workers"):
+        run(TrainConfig(**options, workers=1, out=str(tmp_path / "run")))
+
+
+def test_a_dry_run_of_a_stream(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dry_run(TrainConfig(**options, workers=1))
+    said = capsys.readouterr().out
+    assert (
+        re.search(r"^32 rows to stream, \d+ validation rows", said, re.MULTILINE)
+        and "16 steps of 4 x 1 rows: 2.00 epochs" in said
+    )
+    assert len(re.search(r"losses of two steps: (.*)", said)[1].split(", ")) == 2 and "encoded once" not in said
+    assert not list(tmp_path.iterdir()) and not multiprocessing.active_children()
 
 
 def test_what_a_stream_needs_is_said():

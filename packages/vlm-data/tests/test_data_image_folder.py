@@ -1,6 +1,7 @@
 """Images are found below the image folder, and nowhere else."""
 
 import os
+import unicodedata
 
 import pytest
 
@@ -53,6 +54,18 @@ def test_a_name_may_carry_more_or_fewer_folders_but_no_other_ones(root):
     assert find(root, "images/2.jpg") == "2.jpg"
     assert find(root, "1.jpg") == "val/1.jpg"
     assert "image not found" in reason(root, "train/1.jpg")
+
+
+def test_names_may_differ_in_case_and_in_how_accents_are_encoded_and_have_backslashes(root):
+    on_mac = unicodedata.normalize("NFD", "Bäume.jpg")
+    put(root, on_mac, "IMG_1.JPG", "x/2.jpg", "x/2.JPG", "y/3.jpg")
+    assert find(root, "Bäume.jpg") in (on_mac, "Bäume.jpg") and find(root, "img_1.jpg") == "IMG_1.JPG"
+    assert find(root, "2.JPG") == "x/2.JPG"
+    assert "is ambiguous" in reason(root, "2.Jpg")
+    assert find(root, "y\\3.jpg") == find(root, "C:\\photos\\y\\3.JPG") == "y/3.jpg"
+    put(root, "y\\3.jpg")
+    assert find(root, "y\\3.jpg") == "y\\3.jpg"
+    assert "leaves the image folder" in reason(root, "..\\..\\secret.jpg")
 
 
 def test_two_files_of_one_name_are_ambiguous(root):

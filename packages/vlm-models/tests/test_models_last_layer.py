@@ -1,4 +1,4 @@
-"""The last layer's MLP at some places alone: there as everywhere, and nothing else is computed."""
+"""The last layer's parts at some places alone: there as everywhere, and nothing else is computed."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_values_and_gradients_at_the_places_are_those_of_the_whole(flat):
     hidden = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
     expected = layer(hidden).flatten(0, 1)[places]
     gradients = torch.autograd.grad(expected.square().sum(), [hidden, *layer.parameters()])
-    with only_at(places, layer.first, layer.last):
+    with only_at(places, [(layer.first, layer.last)]):
         found = layer(hidden).flatten(0, 1)[places]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
     for one, other in zip(
@@ -41,15 +41,16 @@ def test_values_and_gradients_at_the_places_are_those_of_the_whole(flat):
 
 
 @pytest.mark.parametrize("name", ["tiny-blip2", "tiny-qwen2-vl", "tiny-vit-gpt2"])
-def test_a_training_step_runs_the_last_mlp_where_tokens_are_supervised(name, prompts):
+def test_a_training_step_runs_the_last_layer_where_tokens_are_supervised(name, prompts):
     vlm = vlm_models.load(name, device="cpu", dtype="float64").train()
     batch = prompts(vlm, [0, 1], [[20, 21, 22], [23, 24]], [(2, 2), (2, 2)])
     batch["labels"] = batch["input_ids"].clone()
     batch["labels"][:, :-1] = -100
-    seen = []
-    vlm._last_mlp()[0].register_forward_hook(lambda module, args, output: seen.append(output.shape[:-1].numel()))
+    seen, spans = [], vlm._last_layer()
+    for _, last in spans:
+        last.register_forward_hook(lambda module, args, output: seen.append(output.shape[:-1].numel()))
     loss, count = vlm(batch)
-    assert count == 2 and seen == [2]
+    assert count == 2 and seen == [2] * len(spans) and len(spans) >= 3
     expected, _ = vlm.loss(vlm.hidden_states(vlm.encode_images(batch), batch), batch)
-    assert seen[1] == batch["input_ids"].numel()
+    assert seen[-1] == batch["input_ids"].numel()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)

@@ -7,6 +7,7 @@ from rich.console import Console
 import vlm_data
 from vlm_train.options.config import TrainConfig
 from vlm_train.rows.data import open_part, said_on
+from vlm_train.run import quiet
 
 
 def describe(config: TrainConfig) -> list[Path]:
@@ -15,6 +16,7 @@ def describe(config: TrainConfig) -> list[Path]:
     They are `NAME-PART.png` in --out, by default in the current folder.
     """
     console = Console()
+    quiet()
     folder = Path(config.out or ".")
     name = Path(config.data).stem
     files = []

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 
@@ -11,11 +12,10 @@ from rich.console import Console
 
 import vlm_models
 from vlm_data import Collator
-from vlm_data.collators import image_identity
 from vlm_models import VLM
-from vlm_train.adapting.attaching import attach
+from vlm_train.adapting.attaching import Attached, attach, check_methods
 from vlm_train.engine.batch_size import fitting_batch_size
-from vlm_train.engine.evaluate import evaluate
+from vlm_train.engine.evaluate import check_metric, evaluate
 from vlm_train.engine.fast_paths import describe_step
 from vlm_train.engine.loop import planned_steps, train
 from vlm_train.engine.memory import peak_memory
@@ -24,9 +24,11 @@ from vlm_train.errors import ConfigError
 from vlm_train.options.config import AUTO, TrainConfig
 from vlm_train.processes import Processes
 from vlm_train.rows.batches import Batches
-from vlm_train.rows.data import collator_of, fitting, read_data
+from vlm_train.rows.data import Data, collator_of, fitting, read_data
 from vlm_train.rows.features import Features
-from vlm_train.run import load_model, quiet
+from vlm_train.rows.images import DistinctImages
+from vlm_train.rows.streaming import StreamBatches, read_stream
+from vlm_train.run import load_model, plan_model, quiet
 
 SAMPLE = 64  # images whose tokens are counted
 ANSWERED = 32  # validation rows that the time of an evaluation is measured on
@@ -38,29 +40,33 @@ def dry_run(config: TrainConfig) -> None:
     """Print the plan of a run after training two steps of it."""
     console = Console()
     quiet()
-    if config.stream:
-        raise ConfigError("--dry-run counts the tokens of all rows, which --stream does not read ahead; leave one out")
-    data = read_data(config, console)
-    config, vlm = load_model(config, Processes(), console)
+    if Processes().sharded:
+        raise ConfigError("--dry-run: what sharding takes is not predicted; leave out --use_fsdp")
+    check_methods(config)
+    config, plan = plan_model(config, Processes())
+    data = (read_stream if config.stream else read_data)(config, console)
+    check_metric(config.metric, data.val)
+    vlm = load_model(plan, config, Processes(), console)
     attached = attach(config, vlm)
     collate = collator_of(config, vlm, data, console)
     data = fitting(data, collate, config)
     if config.batch_size == AUTO:
         config = replace(config, batch_size=fitting_batch_size(vlm, attached, collate, data.train, console))
-    steps = planned_steps(len(data.train), config)
-    images = len({image_identity(image) for image in collate.shown(data.train)})
-    _say(console, f"{len(data.train):,} training rows of {images:,} images, {len(data.val):,} validation rows")
+    steps, of_train = planned_steps(data.train_rows, config), data.train_rows
+    images = len(DistinctImages(data.train))
+    rows = f"{of_train:,} training rows of {images:,} images" if data.stream is None else f"{of_train:,} rows to stream"
+    _say(console, f"{rows}, {len(data.val):,} validation rows")
     _say(
         console,
         f"{steps:,} steps of {config.batch_size} x {config.accumulate} rows: "
-        f"{steps * config.batch_size * config.accumulate / len(data.train):.2f} epochs",
+        f"{steps * config.batch_size * config.accumulate / of_train:.2f} epochs",
     )
     for line in token_histogram(vlm, collate, data.train):
         _say(console, line)
     evaluating = _seconds_to_evaluate(vlm, collate, data.val)
     with tempfile.TemporaryDirectory() as folder:
-        for_image, for_step = _two_steps(config, vlm, attached, collate, data.train, folder, console)
-    shown = min(images, round(images * min(1.0, steps * config.batch_size * config.accumulate / len(data.train))))
+        for_image, for_step = _two_steps(config, vlm, attached, collate, data, folder, console)
+    shown = min(images, round(images * min(1.0, steps * config.batch_size * config.accumulate / of_train)))
     evaluations = 2 + ((steps - 1) // config.evaluate_every if config.evaluate_every else 0)
     parts = {
         f"{shown:,} images encoded once": shown * for_image,
@@ -109,18 +115,23 @@ def _histogram(name: str, values: Sequence[int]) -> list[str]:
 
 
 def _two_steps(
-    config: TrainConfig, vlm: VLM, attached, collate: Collator, rows: Dataset, folder: str, console: Console
+    config: TrainConfig, vlm: VLM, attached: Attached, collate: Collator, data: Data, folder: str, console: Console
 ) -> tuple[float, float]:
     """Seconds to encode an image ahead (0 if it is not done ahead), and of a step."""
     cache = None
-    if config.cache_features == "on" and not config.plain:
+    if data.stream is not None:
+        _say(console, "images are encoded every step: their rows are streamed")
+    elif config.cache_features == "on" and not config.plain:
         cache = vlm_models.FeatureCache(vlm, folder)
         if cache.off:
             _say(console, cache.off)
             cache = None
-    features = Features(cache, collate) if cache else None
+    features = Features(cache, collate, config.worker_count) if cache else None
     processes = Processes()
-    batches = Batches(vlm, collate, rows, features, config, processes)
+    if data.stream is None:
+        batches = Batches(vlm, collate, data.train, features, config, processes)
+    else:
+        batches = StreamBatches(vlm, collate, data.stream, config, processes)
     for_image = 0.0
     if features is not None:
         first = [image for step in range(STEPS) for part in batches.rows(step) for image in collate.shown(part)]
@@ -130,7 +141,8 @@ def _two_steps(
         _say(console, line)
     optimizer = make_optimizer(attached.parameter_groups(config.peak_learning_rate), config)
     attached.bind(optimizer)
-    done = list(islice(train(vlm, attached, optimizer, batches, STEPS, config, processes), STEPS))
+    with closing(batches):
+        done = list(islice(train(vlm, attached, optimizer, batches, STEPS, config, processes), STEPS))
     _say(console, "losses of two steps: " + ", ".join(f"{step.loss:.3f}" for step in done))
     return for_image, done[-1].seconds
 

@@ -9,7 +9,16 @@ from vlm_train.errors import ConfigError
 from vlm_train.options.config import TrainConfig
 
 # What may differ from the beginning, since the result does not depend on it.
-FREE = ("device", "cache_features", "cache_size", "cache_dir", "checkpoint_every", "keep_checkpoints", "track")
+FREE = (
+    "device",
+    "workers",
+    "cache_features",
+    "cache_size",
+    "cache_dir",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "track",
+)
 SPLIT = ("batch_size", "accumulate")  # their product is what a step's result depends on
 
 

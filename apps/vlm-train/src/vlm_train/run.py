@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import torch
 import transformers
 from rich.console import Console
@@ -22,8 +23,9 @@ from vlm_train.engine.batch_size import fitting_batch_size
 from vlm_train.engine.checkpoints import why_not_written
 from vlm_train.engine.evaluate import check_metric
 from vlm_train.engine.fast_paths import describe_step
-from vlm_train.engine.loop import Step, planned_steps
+from vlm_train.engine.loop import planned_steps
 from vlm_train.engine.optimizers import check_optimizer, make_optimizer
+from vlm_train.engine.state import State
 from vlm_train.engine.stopping import Interrupted, Signals
 from vlm_train.engine.training import Training
 from vlm_train.errors import ConfigError, TrainError
@@ -38,6 +40,7 @@ from vlm_train.rows.data import collator_of, fitting, read_data
 from vlm_train.rows.features import Features, encode_once
 from vlm_train.rows.streaming import StreamBatches, read_stream
 from vlm_train.rundir import RunDir, begun, choose_folder, describe_run, make_folder
+from vlm_train.sharding import check_sharded, shard
 
 UserError = (
     ConfigError,
@@ -69,6 +72,13 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
             if error.errno not in FULL:
                 raise
             raise TrainError(f"{error.filename or 'the run'}: {why_not_written(error)}") from error
+        except RuntimeError as error:  # torch raises it wherever the run just is
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainError(
+                "a process that reads the stream has ended: killed, or out of memory, of which a container may share "
+                "too little (`docker run --shm-size`); go on by --resume with fewer --workers, 0 for none"
+            ) from error
 
 
 def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signals, console: Console) -> Path:
@@ -81,15 +91,19 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
         done = f"{folder} is done: there is nothing to go on with; look at {folder / 'report.html'}"
         console.print(done, highlight=False, soft_wrap=True)
         return folder
+    config, plan = plan_model(config, processes)
     data = (read_stream if config.stream else read_data)(config, console)
     metric = check_metric(config.metric, data.val)
-    config, vlm = load_model(config, processes, console)
+    vlm = load_model(plan, config, processes, console)
     attachment = attach(config, vlm)
+    if processes.sharded:
+        shard(vlm, attachment.parameters(), processes)
     collate = collator_of(config, vlm, data, console)
     cache = _cache(config, vlm)
     data = fitting(data, collate, config)
     if data.rejected:
-        console.print(f"{len(data.rejected)} rows rejected, see rejected.jsonl in {folder}", style="yellow")
+        count = f"{len(data.rejected)} row{'s' if len(data.rejected) > 1 else ''} rejected"
+        console.print(f"{count}, see rejected.jsonl in {folder}", style="yellow", highlight=False, soft_wrap=True)
     if config.batch_size == AUTO:
         size = processes.from_main(lambda: fitting_batch_size(vlm, attachment, collate, data.train, console))
         config = replace(config, batch_size=size * processes.count)
@@ -104,6 +118,14 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
         soft_wrap=True,
     )
 
+    if config.batch_size * config.accumulate > data.train_rows:
+        console.print(
+            f"a step of {config.batch_size * config.accumulate} rows shows rows more than once, there being "
+            f"{data.train_rows}; use a smaller --batch-size",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     trained = {"parameters": attachment.trainable, "of": attachment.total}
     record = describe_run(config, vlm, data.stream or data.train, data.val, trained)
     out = processes.from_main(lambda: begun(folder, record) if resume else make_folder(folder))
@@ -144,7 +166,7 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
             _tell_stop(out, record, done, resumable, console, isinstance(stop, OSError))
         raise
     if data.stream is not None:
-        # A row comes again in every epoch.
+        # A row comes again in every epoch, to any process.
         rejected = {one.source: one for one in [*data.rejected, *processes.gather(batches.rejected)]}
         data = replace(data, rejected=list(rejected.values()))
     if processes.main:
@@ -171,7 +193,8 @@ def _features(
     if (steps - first) * order.size < len(rows):
         rows = rows.select(sorted({row for step in range(first, steps) for row in order.step(step)}))
     # Who stops by the clock cannot know how many images are going to be shown.
-    return encode_once(cache, batches.collate, rows, console, config.max_minutes is None, batches.processes)
+    ahead = config.max_minutes is None
+    return encode_once(cache, batches.collate, rows, console, ahead, batches.processes, config.worker_count)
 
 
 def _tell_stop(out: RunDir, record: dict, done: str, resumable: bool, console: Console, full: bool) -> None:
@@ -185,13 +208,13 @@ def _tell_stop(out: RunDir, record: dict, done: str, resumable: bool, console: C
         console.print(f"Go on with it:\n  uv run {command}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _after_step(training: Training, steps: int) -> Callable[[list[Step], Tracker], None]:
+def _after_step(training: Training, steps: int) -> Callable[[State, Tracker], None]:
     """What to do after each step: show it, and every so often write it down."""
 
-    def after_step(log: list[Step], progress: Tracker) -> None:
-        progress.at(log[-1].step, note=note_of(log))
-        if is_logged(log[-1].step, steps):
-            training.note(line_of(log, training.vlm.device))
+    def after_step(state: State, progress: Tracker) -> None:
+        progress.at(state.step, note=note_of(state))
+        if is_logged(state.step, steps):
+            training.note(line_of(state, training.vlm.device))
 
     return after_step
 
@@ -200,8 +223,9 @@ def show(config: TrainConfig) -> None:
     """Print one training row as the model sees it, the supervised tokens marked."""
     console = Console()
     quiet()
+    config, plan = plan_model(config, Processes())
     data = (read_stream if config.stream else read_data)(config, console)
-    config, vlm = load_model(config, Processes(), console)
+    vlm = load_model(plan, config, Processes(), console)
     collate = collator_of(config, vlm, data, console)
     row = data.train[0]
     batch = collate([row])
@@ -220,18 +244,33 @@ def show(config: TrainConfig) -> None:
     )
 
 
-def load_model(config: TrainConfig, processes: Processes, console: Console) -> tuple[TrainConfig, vlm_models.VLM]:
-    """The model, and the configuration with the quantization that was chosen."""
-    torch.manual_seed(config.seed)
+def plan_model(config: TrainConfig, processes: Processes) -> tuple[TrainConfig, vlm_models.Plan]:
+    """How the model is going to be loaded, and the configuration with the quantization that was chosen.
+
+    What it refuses is told before data are read, which may take minutes.
+    """
     device = config.device if processes.count == 1 else str(processes.device)
-    plan = vlm_models.plan(config.model, config.quantization, device, config.dtype, config.revision)
+    # "auto" is for what does not fit whole, as sharding is.
+    quantization = "none" if processes.sharded and config.quantization == "auto" else config.quantization
+    plan = vlm_models.plan(config.model, quantization, device, config.dtype, config.revision)
+    config = replace(config, quantization=plan.quantization)
     check_optimizer(config, plan.device)
+    if processes.sharded:
+        check_sharded(config)
+    return config, plan
+
+
+def load_model(plan: vlm_models.Plan, config: TrainConfig, processes: Processes, console: Console) -> vlm_models.VLM:
+    """The model as planned; what it is, is shown."""
+    torch.manual_seed(config.seed)
     console.print(str(plan), highlight=False, soft_wrap=True, markup=False)
+    if processes.sharded:
+        plan = replace(plan, device=torch.device("cpu"))  # from where `shard` takes layer by layer
     vlm = plan.load()
     vlm.plain = config.plain
     for note in vlm.notes:
         console.print(note, highlight=False, soft_wrap=True, markup=False)
-    return replace(config, quantization=plan.quantization), vlm
+    return vlm
 
 
 def _cache(config: TrainConfig, vlm: vlm_models.VLM) -> vlm_models.FeatureCache | None:
@@ -244,3 +283,4 @@ def quiet() -> None:
     """Keep the libraries' own progress bars and notes out of ours."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

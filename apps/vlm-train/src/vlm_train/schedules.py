@@ -5,7 +5,8 @@
     linear     1 - p
     constant   1
 
-with p the part of the steps behind the warm-up that is done, 0 at its first.
+with p the part of the steps behind the warm-up that is done, 0 at its first. Where the time for a run is short of its
+steps, the loop counts the steps by the clock, in parts of a step too.
 """
 
 import math
@@ -18,9 +19,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def share_of_peak(step: int, steps: int, warmup: float, schedule: str = "cosine") -> float:
+def share_of_peak(step: float, steps: int, warmup: float, schedule: str = "cosine") -> float:
     """The share of the peak learning rate in step `step` (from 0) of `steps`; `warmup` is a share of the steps."""
     rising = round(warmup * steps)
     if step < rising:
-        return (step + 1) / rising
-    return SCHEDULES[schedule]((step - rising) / max(1, steps - rising))
+        return min(1.0, (step + 1) / rising)
+    return SCHEDULES[schedule](min(1.0, (step - rising) / max(1, steps - rising)))

@@ -72,7 +72,8 @@ class CsvTable:
         if self.header is not None and not self.has(needed):
             raise DataError(
                 f"{self.path}: columns found: {listed(self.header)}; "
-                f"needed: {needed} and one of {', '.join(IMAGE_COLUMNS)}"
+                f"needed: {needed} and one of {', '.join(IMAGE_COLUMNS)}; others are named by columns "
+                "'image=NAME,prompt=NAME,references=NAME'"
             )
         self._file.warn()
         header = self.header or ["image_name", needed]

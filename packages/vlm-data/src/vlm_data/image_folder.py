@@ -1,11 +1,14 @@
 """Find the image that a table names, inside one folder and nowhere else.
 
-A name is looked up as given, then as ABO stores it (`ab/abc.jpg` for `abc.jpg`), then anywhere below the folder.
+A name is looked up as given, then as ABO stores it (`ab/abc.jpg` for `abc.jpg`), then anywhere below the folder. If no
+file there has it as given, it may differ in case and in how accents are encoded (macOS stores `é` as two characters).
+Where no file has a `\\` in its name, that stands for `/`.
 """
 
 import bisect
 import difflib
 import os
+import unicodedata
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -51,6 +54,7 @@ class ImageFolder:
         return path
 
     def _find(self, names: tuple[str, ...]) -> str:
+        names = (*names, *(name.replace("\\", "/") for name in names if "\\" in name))
         for name in names:
             if not name or "\0" in name or not _is_file_name(name):
                 raise BadRow(f"image name is {'empty' if not name else 'broken'}")
@@ -62,8 +66,7 @@ class ImageFolder:
         if not self._search:
             raise BadRow(f"image not found: {self.root / names[0]}")
         for name in names:
-            matches = [path for path in self._by_name.get(os.path.basename(name), ()) if _same_tail(path, name)]
-            absolute = [str(self.root / match) for match in matches]
+            absolute = [str(self.root / match) for match in self._matches(name)]
             paths = list({os.path.realpath(path): path for path in absolute}.values())  # links to one file count once
             if len(paths) > 1:
                 raise BadRow(f"image {name!r} is ambiguous: {paths[0]} and {paths[1]}")
@@ -71,16 +74,22 @@ class ImageFolder:
                 return self.inside(paths[0])
         raise BadRow(f"image not found: {self.root / names[0]}{self._nearest(os.path.basename(names[0]))}")
 
+    def _matches(self, name: str) -> list[str]:
+        named = self._by_name.get(_folded(os.path.basename(name)), ())
+        found = [path for path in named if _same_tail(_folded(path), _folded(name))]
+        return [path for path in found if _same_tail(path, name)] or found
+
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
+        """The files by their folded names."""
         paths = {}
         for path in files_below(self.root):
-            paths.setdefault(os.path.basename(path), []).append(path)
+            paths.setdefault(_folded(os.path.basename(path)), []).append(path)
         return paths
 
     @cached_property
     def _names(self) -> list[str]:
-        return sorted(self._by_name)
+        return sorted({os.path.basename(path) for paths in self._by_name.values() for path in paths})
 
     def _nearest(self, name: str) -> str:
         # Alphabetical neighbours only: comparing with each of 100,000 files would take a second for each missing one.
@@ -90,6 +99,10 @@ class ImageFolder:
         at = bisect.bisect(self._names, name)
         near = difflib.get_close_matches(name, self._names[max(0, at - 50) : at + 50])
         return f" (nearest: {', '.join(near)})" if near else ""
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _is_file_name(name: str) -> bool:

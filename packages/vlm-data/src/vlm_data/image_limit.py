@@ -32,9 +32,12 @@ def limit_image_tokens(
     size, pixels = of_images.size, tokens * side**2
     if size["longest_edge"] <= pixels:
         return None
-    distinct = {image_identity(image): image for image in images}.values()
-    sizes = [size_of(image) for image in distinct]
-    needed = [of_images.get_number_of_image_patches(height, width, {}) for width, height in sizes]
+    sizes: dict[int, tuple[int, int]] = {}
+    for image in images:
+        key = hash(image_identity(image))  # the bytes of all images may be more than memory
+        if key not in sizes:
+            sizes[key] = size_of(image)
+    needed = [of_images.get_number_of_image_patches(height, width, {}) for width, height in sizes.values()]
     needed = [patches // of_images.merge_size**2 for patches in needed]
     of_images.size = type(size)(shortest_edge=min(size["shortest_edge"], pixels), longest_edge=pixels)
     larger = [count for count in needed if count > tokens]

@@ -10,7 +10,7 @@ import json
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -76,8 +76,18 @@ class FeatureCache:
                 self._write(key, entry)
         return [entries[key] for key in keys]
 
-    def fill(self, keys: Sequence[str], inputs: Inputs, progress: Callable[[int], object] = lambda done: None) -> int:
-        """Compute ahead what is not known; returns how many images that were. `progress` hears how many are done."""
+    def fill(
+        self,
+        keys: Sequence[str],
+        inputs: Inputs,
+        progress: Callable[[int], object] = lambda done: None,
+        in_turn: Callable[[Callable, Iterable], Iterable] = map,
+    ) -> int:
+        """Compute ahead what is not known; returns how many images that were. `progress` hears how many are done.
+
+        in_turn: as `map`, by which `inputs` is called for some images after the other; another one may do it in threads
+            while the images before are encoded.
+        """
         if self.off:
             return 0
         first = {key: place for place, key in reversed(list(enumerate(keys)))}
@@ -85,8 +95,14 @@ class FeatureCache:
         parts = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
         random.Random(os.getpid()).shuffle(parts)  # so that processes that fill one cache at once share the work
         done = len(first) - len(missing)
-        for part in parts:
-            self.encode([keys[place] for place in part], lambda within, part=part: inputs([part[i] for i in within]))
+
+        def needed(part: list[int]) -> tuple[list[int], Batch | None]:
+            left = [place for place in part if keys[place] not in self._store]  # by others, meanwhile, the rest
+            return left, inputs(left) if left else None
+
+        for part, (left, batch) in zip(parts, in_turn(needed, parts), strict=True):
+            for place, entry in zip(left, self._encode(batch) if left else (), strict=True):
+                self._write(keys[place], entry)
             done += len(part)
             progress(done)
         return len(missing)

@@ -1,6 +1,7 @@
 """`--method peft`: any configuration of Hugging Face PEFT that puts modules into a model, saved as PEFT saves it."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vlm_models import VLM
+from vlm_train.adapting import adalora
 from vlm_train.errors import ConfigError
 from vlm_train.options.checks import PARTS
 from vlm_train.options.config import TrainConfig
+
+MEMORY, STEPS = "memory:", "steps"
 
 
 def read_peft_config(config: TrainConfig) -> Any:
@@ -75,6 +79,7 @@ class PeftAttachment:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"--peft-config {config.peft_config}: {' '.join(str(error).split())}") from None
         self._steps = 0
+        self._is_adalora = chosen.peft_type == "ADALORA"
 
     @property
     def trainable(self) -> int:
@@ -91,7 +96,7 @@ class PeftAttachment:
         return [{"params": self.parameters(), "lr": learning_rate}]
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None:
-        """AdaLoRA shares ranks out after each step; others have nothing to do."""
+        """AdaLoRA and its like share ranks out after each step; others have nothing to do."""
         tuner = self.peft_model.base_model
         if hasattr(tuner, "update_and_allocate"):
 
@@ -102,18 +107,33 @@ class PeftAttachment:
             optimizer.register_step_post_hook(allocate)
 
     def loss_terms(self, count: float | Tensor | None) -> None:
-        """Nothing to do."""
+        """Begin the step's gradients with those of AdaLoRA's own term of the loss; others have none."""
+        if self._is_adalora:
+            adalora.orthogonality(self.peft_model.base_model).backward()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: one.detach() for name, one in self.peft_model.named_parameters() if one.requires_grad}
+        """The trained parameters; and, behind `memory:`, what a method remembers of the steps done."""
+        return self._parameters() | {f"{MEMORY}{name}": one for name, one in self._memory().items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            raise ConfigError(f"--peft-config: {sorted(own.keys() ^ state.keys())[0]} is not in both model and state")
+        own = self._parameters()
+        memory = {name.removeprefix(MEMORY): one for name, one in state.items() if name.startswith(MEMORY)}
+        given = {name: one for name, one in state.items() if not name.startswith(MEMORY)}
+        if own.keys() != given.keys():
+            raise ConfigError(f"--peft-config: {sorted(own.keys() ^ given.keys())[0]} is not in both model and state")
         for name, tensor in own.items():
-            tensor.copy_(state[name])
+            tensor.copy_(given[name])
+        self._steps = int(memory.pop(STEPS, 0))
+        if self._is_adalora:
+            adalora.remember(self.peft_model.base_model, memory)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: one.detach() for name, one in self.peft_model.named_parameters() if one.requires_grad}
+
+    def _memory(self) -> dict[str, Tensor]:
+        steps = {STEPS: torch.tensor(self._steps)} if self._steps else {}
+        return steps | adalora.memory(self.peft_model.base_model) if self._is_adalora else steps
 
     def disabled(self) -> AbstractContextManager[None]:
         """Inside, the model is the base model."""
@@ -122,4 +142,6 @@ class PeftAttachment:
     def save(self, folder: str | PathLike, base_model: str | None = None) -> None:
         self.peft_model.peft_config["default"].base_model_name_or_path = base_model
         # Base embeddings are not trained, and asking the hub for their size is not for here.
-        self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Adapter .* have invalid shape")  # AdaLoRA leaves some with no ranks
+            self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)

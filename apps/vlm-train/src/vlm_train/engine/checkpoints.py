@@ -63,7 +63,7 @@ class Checkpoints:
             try:
                 return step, self.load(step)
             except TrainError as error:
-                say(f"{error}; the one before it is used")
+                say(f"{error}; it is passed over")
         return None
 
     def load(self, step: int) -> Tree:

@@ -1,5 +1,6 @@
 """Evaluate by generating: the texts a user would get, scored against the references; and by the loss of these."""
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +9,12 @@ from rich.console import Console
 
 import vlm_eval
 from vlm_data import Collator
-from vlm_data.collators import image_identity
 from vlm_models import VLM, Batch, ModelError, together
 from vlm_train.errors import ConfigError
 from vlm_train.processes import Processes
 from vlm_train.progress import track
+from vlm_train.rows.images import image_numbers
+from vlm_train.rows.prefetch import prefetched
 
 BATCH = 128  # rows
 MORE_TOKENS = 8  # than the longest reference has: a longer text is wrong in any case
@@ -65,20 +67,34 @@ class Evaluation:
 
 
 def evaluate(
-    vlm: VLM, collate: Collator, rows: Dataset, console: Console, title: str, processes: Processes | None = None
+    vlm: VLM,
+    collate: Collator,
+    rows: Dataset,
+    console: Console,
+    title: str,
+    processes: Processes | None = None,
+    workers: int = 0,
 ) -> Evaluation:
-    """Generate greedily for every row, its share in each process, and score. All processes get the whole of it."""
+    """Generate greedily for every row, its share in each process, and score. All processes get the whole of it.
+
+    With any workers, one prepares a batch while the one before is answered: more would hold too many images.
+    """
     processes = processes or Processes()
     known = {text for texts in rows["references"] for text in texts}
     longest = max(len(ids) for ids in vlm.processor.tokenizer(sorted(known), add_special_tokens=False).input_ids)
-    images = [image_identity(image) for image in rows["image"]]
-    batches = processes.share(together(images, [len(prompt or "") for prompt in rows["prompt"]], BATCH))
+    batches = processes.share(together(image_numbers(rows), [len(prompt or "") for prompt in rows["prompt"]], BATCH))
     answers, losses = [], []
+
+    def asked(numbers: list[int]) -> tuple[list[int], list[dict], Batch]:
+        some = rows.select(numbers).to_list()
+        return numbers, some, collate.prompts(some)
+
     training = vlm.training
     vlm.eval()
-    with track(console, title, len(rows)) as progress, torch.no_grad():
-        for done, numbers in enumerate(batches, start=1):
-            texts, parts = _answers(vlm, collate, rows.select(numbers).to_list(), longest + MORE_TOKENS)
+    coming = prefetched(asked, batches, min(workers, 1))
+    with track(console, title, len(rows)) as progress, torch.no_grad(), closing(coming):
+        for done, (numbers, some, prompts) in enumerate(coming, start=1):
+            texts, parts = _answers(vlm, collate, some, prompts, longest + MORE_TOKENS)
             answers += zip(numbers, texts, strict=True)
             losses += [(numbers[0], *part) for part in parts]
             progress.at(min(done * BATCH * processes.count, len(rows)))
@@ -131,13 +147,15 @@ def check_metric(metric: str | None, rows: Dataset) -> str:
     return metric or known[0]
 
 
-def _answers(vlm: VLM, collate: Collator, rows: list[dict], longest: int) -> tuple[list[str], list[tuple[float, int]]]:
+def _answers(
+    vlm: VLM, collate: Collator, rows: list[dict], prompts: Batch, longest: int
+) -> tuple[list[str], list[tuple[float, int]]]:
     """The answers to some rows, and summed loss and tokens of their references.
 
     Where memory does not suffice for all at once, one half after the other.
     """
     try:
-        asked: Batch = vlm.to_device(collate.prompts(rows))
+        asked = vlm.to_device(prompts)
         asked = {**asked, "features": vlm.encode_images(asked)}
         texts = [answer.text for answer in vlm.generate(asked, longest)]
         loss, tokens = vlm(vlm.to_device(collate(rows, _encoded_images(asked))))
@@ -148,7 +166,7 @@ def _answers(vlm: VLM, collate: Collator, rows: list[dict], longest: int) -> tup
                 f"out of memory on {vlm.device} at one row alone; use --quantization nf4, or a smaller model"
             ) from None
     half = len(rows) // 2
-    halves = [_answers(vlm, collate, part, longest) for part in (rows[:half], rows[half:])]
+    halves = [_answers(vlm, collate, part, collate.prompts(part), longest) for part in (rows[:half], rows[half:])]
     return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
 
 

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,6 +54,7 @@ def train(
     processes: Processes,
     first: int = 0,
     skipped_before: int = 0,
+    time_used: Callable[[], float] = lambda: 0.0,
 ) -> Iterator[Step]:
     """Steps `first` to `steps` - 1 (counted from 0) of the run that `config` describes, one for each `next`.
 
@@ -64,6 +65,8 @@ def train(
     Args:
         optimizer: over the attachment's parameters, at peak learning rates, and bound to the attachment.
         skipped_before: how many steps before the first one were skipped without a break.
+        time_used: the share that is over of the time the run may take, from 0 to 1. Where it is ahead of the steps, the
+            learning rate goes by it, so that it is at its end when the time is. The main process says.
 
     Raises:
         TrainError: three steps in a row have no finite loss; it names their rows.
@@ -77,20 +80,22 @@ def train(
     for step in range(first, steps):
         started = time.perf_counter()
         seed_all(config.seed, step, processes.rank)
-        share = share_of_peak(step, steps, config.warmup, config.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = share * group["initial_lr"]
-
         parts = batches.rows(step)
         ready = [batches.ready(part, step) for part in parts]
-        tokens, rows = processes.sum(sum(int((batch["labels"] != -100).sum()) for batch in ready), sum(map(len, parts)))
+        tokens = sum(int((batch["labels"] != -100).sum()) for batch in ready)
+        used = time_used() if processes.main else 0.0
+        tokens, rows, used = processes.sum(tokens, sum(map(len, parts)), used)
+        share = share_of_peak(max(step, used * steps), steps, config.warmup, config.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["initial_lr"]
         attachment.loss_terms(tokens)
         computing = time.perf_counter()
         losses, exhausted = [], False
         try:
             for batch in ready:
-                loss, _ = vlm(batch)
-                (loss * (processes.count / tokens)).backward()
+                with processes.watching():  # where layers are gathered from all
+                    loss, _ = vlm(batch)
+                    (loss * (processes.count / tokens)).backward()
                 losses.append(loss.item())
         except torch.OutOfMemoryError:
             exhausted = True  # told below, where the exception no longer holds on to the step's tensors

@@ -1,5 +1,9 @@
 """How far a run has come: all that its checkpoints hold beside the trained parameters and the optimizer."""
 
+import math
+from array import array
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
@@ -7,6 +11,8 @@ import torch
 
 from vlm_train.engine.evaluate import Evaluation
 from vlm_train.engine.loop import Step
+
+RECENT = 20  # steps of which all is kept, to tell the speed
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,27 @@ class Answers:
         return cls(step, evaluation.predictions, evaluation.loss)
 
 
+def _recent(steps: Iterable[Step] = ()) -> deque[Step]:
+    return deque(steps, maxlen=RECENT)
+
+
+def _numbers() -> array:
+    return array("d")
+
+
 @dataclass
 class State:
-    """`log` has the steps done. `stale`: evaluations since the best one. `seconds`: spent on training until now."""
+    """`losses` and `rates` have a number for each step done: its loss, NaN if it was skipped, and its learning rate.
 
-    log: list[Step] = field(default_factory=list)
+    skipped: steps whose loss or gradient was not finite; skipped_in_a_row: those since the last good one. stale:
+    evaluations since the best one. seconds: spent on training until now.
+    """
+
+    recent: deque[Step] = field(default_factory=_recent)
+    losses: array = field(default_factory=_numbers)
+    rates: array = field(default_factory=_numbers)
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     seconds: float = 0.0
     before: Answers | None = None
     evaluated: int = 0  # the step of the latest evaluation
@@ -35,32 +57,35 @@ class State:
 
     @property
     def step(self) -> int:
-        return len(self.log)
+        return len(self.losses)
 
-    @property
-    def skipped(self) -> int:
-        """Steps whose loss was not finite."""
-        return sum(step.skipped for step in self.log)
-
-    @property
-    def skipped_in_a_row(self) -> int:
-        """Those among the last steps, up to the last good one."""
-        return next((count for count, step in enumerate(reversed(self.log)) if not step.skipped), self.step)
+    def add(self, step: Step) -> None:
+        """Take note of a step that was done."""
+        self.recent.append(step)
+        self.losses.append(math.nan if step.skipped else step.loss)
+        self.rates.append(step.learning_rate)
+        self.skipped += step.skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if step.skipped else 0
 
     def as_tree(self) -> dict[str, Any]:
         """What `of_tree` reads."""
         return {
-            "log": torch.tensor([astuple(step) for step in self.log], dtype=torch.float64),
-            "seconds": self.seconds,
+            **vars(self),
+            "recent": [astuple(step) for step in self.recent],
+            "losses": _tensor(self.losses),
+            "rates": _tensor(self.rates),
             "before": vars(self.before) if self.before else None,
-            "evaluated": self.evaluated,
             "best": vars(self.best) if self.best else None,
-            "stale": self.stale,
         }
 
     @classmethod
     def of_tree(cls, tree: dict[str, Any]) -> "State":
         kinds = [one.type for one in fields(Step)]
-        log = [Step(*(kind(value) for kind, value in zip(kinds, row, strict=True))) for row in tree["log"].tolist()]
+        steps = [Step(*(kind(value) for kind, value in zip(kinds, row, strict=True))) for row in tree["recent"]]
+        lists = {name: array("d", tree[name].tolist()) for name in ("losses", "rates")}
         answers = {name: Answers(**tree[name]) if tree[name] else None for name in ("before", "best")}
-        return cls(log, tree["seconds"], evaluated=tree["evaluated"], stale=tree["stale"], **answers)
+        return cls(**{**tree, "recent": _recent(steps), **lists, **answers})
+
+
+def _tensor(numbers: array) -> torch.Tensor:
+    return torch.frombuffer(numbers, dtype=torch.float64).clone() if numbers else torch.zeros(0, dtype=torch.float64)

@@ -1,7 +1,9 @@
 """What happens between the steps of a run: logging, evaluations, the best state, checkpoints, stopping."""
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from vlm_models import VLM
 from vlm_train.adapting.attaching import Attached
 from vlm_train.engine.checkpoints import Checkpoints
 from vlm_train.engine.evaluate import Evaluation, evaluate, evaluation_of
-from vlm_train.engine.loop import Step, train
+from vlm_train.engine.loop import train
 from vlm_train.engine.state import Answers, State
 from vlm_train.engine.stopping import Interrupted, Signals
 from vlm_train.errors import TrainError
@@ -73,15 +75,13 @@ class Training:
             self._note(0, found)
         return found
 
-    def go(
-        self, batches: Batches | StreamBatches, steps: int, after_step: Callable[[list[Step], Tracker], None]
-    ) -> None:
+    def go(self, batches: Batches | StreamBatches, steps: int, after_step: Callable[[State, Tracker], None]) -> None:
         """Train from where the state is to step `steps`, or until patience or time are at their end.
 
         Raises Interrupted: a signal asked for it; the state is whole.
         """
         self.batches = batches
-        state, started = self.state, time.monotonic() - self.state.seconds
+        state, started, minutes = self.state, time.monotonic() - self.state.seconds, self.config.max_minutes or math.inf
         running = train(
             self.vlm,
             self.attachment,
@@ -92,14 +92,15 @@ class Training:
             self.processes,
             state.step,
             state.skipped_in_a_row,
+            lambda: min(1.0, (time.monotonic() - started) / (60 * minutes)),
         )
-        with track(self.console, "training", steps) as progress:
+        with track(self.console, "training", steps) as progress, closing(batches):
             while self._goes_on(steps):
                 with self.signals.held():
-                    state.log.append(next(running))
+                    state.add(next(running))
                     state.seconds = time.monotonic() - started
                     if self.processes.main:
-                        after_step(state.log, progress)
+                        after_step(state, progress)
         self.vlm.eval()
 
     def finish(self) -> Evaluation:
@@ -159,7 +160,8 @@ class Training:
     def _measured(self, title: str | None) -> Evaluation:
         quiet = Console(quiet=True)  # there is a bar already
         console = self.console if title else quiet
-        return evaluate(self.vlm, self.collate, self.val, console, title or "", self.processes)
+        workers = self.config.worker_count
+        return evaluate(self.vlm, self.collate, self.val, console, title or "", self.processes, workers)
 
     def _note(self, step: int, found: Evaluation) -> None:
         if self.processes.main:
@@ -202,7 +204,7 @@ class Training:
         found = self.processes.from_main(lambda: self.checkpoints.newest(self._say))
         metrics_bytes = 0
         if found is None:
-            self._say("no checkpoint was written: the run begins again")
+            self._say("there is no whole checkpoint: the run begins again")
         else:
             step, tree = found
             self._say(f"going on after step {step}")

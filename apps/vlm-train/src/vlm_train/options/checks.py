@@ -10,6 +10,7 @@ from vlm_train.schedules import SCHEDULES
 
 METHODS = ("lora", "rslora", "dora", "grit", "houlsby", "pfeiffer", "parallel", "prefix", "full", "bitfit", "norm")
 OPTIMIZERS = ("adamw", "adamw8bit", "sgd")
+METRICS = ("exact_match", "vqa_accuracy", "bleu", "cider", "loss")  # those that suit the rows are known with them
 AUTO = -1  # the batch size that `--batch-size auto` stands for until the largest that fits is known
 LORA_KIN = ("lora", "rslora", "dora", "grit")
 PARTS = ("language", "vision", "all")
@@ -40,7 +41,8 @@ def _check_ranges(config: Any) -> None:
         _require(value is None or 0 < value < math.inf, name, "must be more than 0")
     for name in ("val_rows", "seed", "weight_decay", "max_gradient_norm"):
         _require(0 <= getattr(config, name) < math.inf, name, "must not be negative")
-    _require(config.max_rejected is None or config.max_rejected >= 0, "max_rejected", "must not be negative")
+    for name in ("max_rejected", "workers"):
+        _require(getattr(config, name) is None or getattr(config, name) >= 0, name, "must not be negative")
     _require(0 <= config.dropout < 1, "dropout", "must be at least 0 and less than 1")
     _require(0 <= config.warmup <= 1, "warmup", "is a share of the steps, between 0 and 1")
     _require(0 < config.val_fraction < 1, "val_fraction", "must be between 0 and 1")
@@ -57,6 +59,7 @@ def _check_choices(config: Any) -> None:
         "answer_choice": ("frequent", "sample"),
         "optimizer": OPTIMIZERS,
         "schedule": SCHEDULES,
+        "metric": (None, *METRICS),
         "quantization": ("none", "nf4", "int8", "auto"),
     }
     for name, choices in known.items():

@@ -1,5 +1,6 @@
 """The configuration of a run: one field for each option of the command line, with its help."""
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from vlm_train.options.checks import AUTO, METHODS, check
 from vlm_train.schedules import SCHEDULES
 
 TINY_LEARNING_RATE, LEARNING_RATE = 3e-3, 2e-4
+MOST_WORKERS = 4  # each holds a batch
 PANELS = {  # of `--help`
     "Data": (
         "data image_dir format columns stream val_data val_fraction val_rows stratify allow_overlap max_rejected "
@@ -21,7 +23,7 @@ PANELS = {  # of `--help`
         "max_gradient_norm lora_plus_ratio seed"
     ),
     "Evaluation on the way": "evaluate_every metric patience",
-    "Speed": "cache_features cache_size cache_dir plain",
+    "Speed": "workers cache_features cache_size cache_dir plain",
     "The run's folder": "out overwrite checkpoint_every keep_checkpoints track",
 }
 
@@ -100,7 +102,7 @@ class TrainConfig:
     epochs: Annotated[float, _option("Passes over the training rows.")] = 1.0
     max_steps: Annotated[int | None, _option("Stop after this many optimizer steps.")] = None
     max_minutes: Annotated[
-        float | None, _option("Stop training after so many minutes; what was learned by then is kept.")
+        float | None, _option("Stop training after so many minutes, by which the learning rate is at its end, too.")
     ] = None
     batch_size: Annotated[
         int, _option("Rows in a forward pass; or auto: as many as fit into memory.", parser=rows_or_auto, metavar="INT")
@@ -141,6 +143,13 @@ class TrainConfig:
             "does not suffice."
         ),
     ] = "none"
+    workers: Annotated[
+        int | None,
+        _option(
+            "Threads that prepare images ahead of the model (with --stream: processes); 0: none. "
+            f"(default: one less than the cores, {MOST_WORKERS} at most)"
+        ),
+    ] = None
     cache_features: Annotated[
         str, _option("on: keep what a frozen image encoder makes of each image on disk; or off.")
     ] = "on"
@@ -183,6 +192,14 @@ class TrainConfig:
         if self.learning_rate is not None:
             return self.learning_rate
         return TINY_LEARNING_RATE if self.model.startswith("tiny-") else LEARNING_RATE
+
+    @property
+    def worker_count(self) -> int:
+        """`workers`, by default as many as there are cores beside the one that feeds the model."""
+        if self.workers is not None:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MOST_WORKERS, cores - 1)
 
     @property
     def target_list(self) -> str | list[str]:

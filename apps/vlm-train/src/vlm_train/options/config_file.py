@@ -11,6 +11,8 @@ import yaml
 from vlm_train.errors import ConfigError
 from vlm_train.options.config import AUTO, TrainConfig, rows_or_auto
 
+NOT_A = {int: "no whole number", float: "no number", str: "no text", bool: "neither true nor false"}
+
 
 def read_config(file: Path) -> dict[str, Any]:
     """The options in a YAML file, by field name; dashes and underscores are the same.
@@ -27,6 +29,9 @@ def read_with_lines(file: Path) -> dict[str, tuple[Any, int]]:
         tree, content = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror or error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError(f"--config {file}:{mark.line + 1}: not YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -95,4 +100,4 @@ def option_of(place: str, name: str, value: Any) -> Any:
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{place}: {name}: {value!r} is no {kind.__name__}") from None
+        raise ConfigError(f"{place}: {name}: {value!r} is {NOT_A[kind]}") from None

@@ -3,21 +3,23 @@
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-
-from vlm_train.engine.loop import Step
 
 STEP_OF_EVALUATION = "validation_loss"  # the lines of metrics.jsonl that hold this are evaluations
 
 
-def draw_curves(log: Sequence[Step], metrics: Sequence[dict], best_step: int) -> bytes:
-    """A PNG picture of training's steps, and of the evaluations among the lines of metrics.jsonl."""
+def draw_curves(losses: Sequence[float], rates: Sequence[float], metrics: Sequence[dict], best_step: int) -> bytes:
+    """A PNG picture of training's steps, and of the evaluations among the lines of metrics.jsonl.
+
+    losses, rates: of each step; the loss of one that was skipped is NaN.
+    """
     evaluations = [line for line in metrics if STEP_OF_EVALUATION in line]
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss_axes, rate_axes, score_axes = figure.subplots(1, 3, width_ratios=(1.3, 0.8, 1))
-    _draw_loss(loss_axes, log, evaluations)
-    rate_axes.plot([step.step for step in log], [step.learning_rate for step in log])
+    _draw_loss(loss_axes, np.asarray(losses), evaluations)
+    rate_axes.plot(np.arange(1, len(rates) + 1), rates)
     rate_axes.set(title="learning rate", xlabel="optimizer step", ylim=(0, None))
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     _draw_scores(score_axes, evaluations, best_step)
@@ -30,11 +32,13 @@ def draw_curves(log: Sequence[Step], metrics: Sequence[dict], best_step: int) ->
     return picture.getvalue()
 
 
-def _draw_loss(axes, log: Sequence[Step], evaluations: Sequence[dict]) -> None:
-    done = [step for step in log if not step.skipped]
-    losses, numbers = [step.loss for step in done], [step.step for step in done]
+def _draw_loss(axes, losses: np.ndarray, evaluations: Sequence[dict]) -> None:
+    numbers = np.flatnonzero(np.isfinite(losses))
+    losses, numbers = losses[numbers], numbers + 1
     window = max(1, len(losses) // 50)
-    means = [sum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
+    sums, ends = np.cumsum([0.0, *losses]), np.arange(1, len(losses) + 1)
+    starts = np.maximum(0, ends - window)
+    means = (sums[ends] - sums[starts]) / (ends - starts)
     axes.plot(numbers, losses, alpha=0.3, color="C0", label="training")
     axes.plot(numbers, means, color="C0", label=f"training, mean of {window}" if window > 1 else None)
     held_out = [line[STEP_OF_EVALUATION] for line in evaluations]

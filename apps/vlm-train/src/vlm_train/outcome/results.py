@@ -39,7 +39,7 @@ def write_results(
     facts = _facts(before, after, done)
     keys = [image_key(row) for row in data.val]
     out.write_lines("predictions.jsonl", _predictions(data, after, keys))
-    curves = draw_curves(state.log, out.read_lines(METRICS), state.best.step)
+    curves = draw_curves(state.losses, state.rates, out.read_lines(METRICS), state.best.step)
     out.write_bytes("curves.png", curves)
     title = f"{training.config.model} adapted to {training.config.data}"
     out.write_text("report.html", report_page(title, facts, data.val, keys, before, after, done, curves, out.folder))

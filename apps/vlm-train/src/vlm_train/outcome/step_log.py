@@ -4,16 +4,15 @@ from typing import Any
 
 import torch
 
-from vlm_train.engine.loop import Step
 from vlm_train.engine.memory import peak_memory
+from vlm_train.engine.state import State
 
 LOG_EVERY = 10  # steps
-RECENT = 20  # steps that speed is measured over
 
 
-def line_of(log: list[Step], device: torch.device) -> dict[str, Any]:
+def line_of(state: State, device: torch.device) -> dict[str, Any]:
     """A line of metrics.jsonl for the latest step. Seconds and speeds are means over the last steps, of one process."""
-    step, recent = log[-1], log[-RECENT:]
+    step, recent = state.recent[-1], state.recent
     seconds = sum(one.seconds for one in recent)
     data, compute = (sum(getattr(one, name) for one in recent) for name in ("data_seconds", "compute_seconds"))
     return {
@@ -21,7 +20,7 @@ def line_of(log: list[Step], device: torch.device) -> dict[str, Any]:
         "loss": step.loss,
         "learning_rate": step.learning_rate,
         "gradient_norm": step.gradient_norm,
-        "skipped_steps": sum(one.skipped for one in log),
+        "skipped_steps": state.skipped,
         "rows_per_second": sum(one.rows for one in recent) / seconds,
         "supervised_tokens_per_second": sum(one.tokens for one in recent) / seconds,
         "data_seconds": data / len(recent),
@@ -31,11 +30,10 @@ def line_of(log: list[Step], device: torch.device) -> dict[str, Any]:
     }
 
 
-def note_of(log: list[Step]) -> str:
+def note_of(state: State) -> str:
     """What stands beside the bar."""
-    recent = log[-RECENT:]
-    rate = sum(one.rows for one in recent) / sum(one.seconds for one in recent)
-    return f"loss {log[-1].loss:.3f}  {rate:.0f} rows/s"
+    rate = sum(one.rows for one in state.recent) / sum(one.seconds for one in state.recent)
+    return f"loss {state.recent[-1].loss:.3f}  {rate:.0f} rows/s"
 
 
 def is_logged(step: int, steps: int) -> bool:

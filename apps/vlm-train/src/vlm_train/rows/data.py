@@ -130,6 +130,11 @@ def _usable(
     rejected: list[vlm_data.Rejected],
     console: Console,
 ) -> Dataset:
+    if len(rows) and not any(rows["references"]):
+        raise vlm_data.DataError(
+            f"{config.data}: none of its rows has an answer or a caption to train on; if they are in a column of "
+            "another name, give --columns references=NAME"
+        )
     rows = _answered(rows, bad)
     total = len(rows) + len(bad)
     with track(console, "checking images", len(rows)) as progress:
@@ -155,9 +160,9 @@ def check_rejected(config: TrainConfig, rejected: list[vlm_data.Rejected], total
     tolerated = config.max_rejected if config.max_rejected is not None else max(10, total // 100)
     if len(rejected) == total or len(rejected) > tolerated:
         first = "; ".join(f"{record.source}: {record.reason}" for record in rejected[:3])
+        limit = f" ({tolerated} tolerated, see --max-rejected)" if len(rejected) < total else ""
         raise vlm_data.DataError(
-            f"{len(rejected)} of {total} rows of {config.data} cannot be used ({tolerated} tolerated, see "
-            f"--max-rejected); the first: {first}"
+            f"{len(rejected)} of {total} rows of {config.data} cannot be used{limit}; the first: {first}"
         )
 
 

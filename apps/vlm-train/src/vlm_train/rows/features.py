@@ -1,15 +1,18 @@
 """Encode each image once: with a frozen image encoder its features never change, so later steps need no pixels."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from datasets import Dataset
 from rich.console import Console
 
 from vlm_data import Collator, content_key, decode
-from vlm_data.collators import ImageInputs, image_identity
+from vlm_data.collators import ImageInputs
 from vlm_models import Batch, FeatureCache
 from vlm_train.processes import Processes
 from vlm_train.progress import track
+from vlm_train.rows.images import DistinctImages
+from vlm_train.rows.prefetch import prefetched
 
 SAMPLE = 8  # images from which the size of all is predicted
 
@@ -17,9 +20,10 @@ SAMPLE = 8  # images from which the size of all is predicted
 class Features:
     """Image inputs with `features` in place of pixels, out of a cache that encodes what it does not have."""
 
-    def __init__(self, cache: FeatureCache, collate: Collator):
+    def __init__(self, cache: FeatureCache, collate: Collator, workers: int = 0):
         self.cache = cache
         self.collate = collate
+        self.workers = workers  # threads that decode images while others are encoded
         self._keys: dict[str, str] = {}  # content keys by path: a file is read for its own only once
 
     def of(self, images: Sequence[dict]) -> list[ImageInputs]:
@@ -28,7 +32,7 @@ class Features:
 
     def fill(self, images: Sequence[dict], progress: Callable[[int], object] = lambda done: None) -> int:
         """Encode ahead what the cache does not have; returns how many images that were."""
-        return self.cache.fill(*self._asked(images), progress)
+        return self.cache.fill(*self._asked(images), progress, partial(prefetched, workers=self.workers))
 
     def _asked(self, images: Sequence[dict]) -> tuple[list[str], Callable[[list[int]], Batch]]:
         """The images' keys, and how to get the pixels of some of them."""
@@ -53,6 +57,7 @@ def encode_once(
     console: Console,
     ahead: bool = True,
     processes: Processes | None = None,
+    workers: int = 0,
 ) -> Features | None:
     """The features of the rows' images, computed now, by each process its share, or (not `ahead`) when first needed.
 
@@ -63,8 +68,8 @@ def encode_once(
         console.print(cache.off, highlight=False, soft_wrap=True)
         return None
     processes = processes or Processes()
-    features = Features(cache, collate)
-    images = _images(rows)
+    features = Features(cache, collate, workers)
+    images = DistinctImages(rows)
     sample = images[:: -(-len(images) // SAMPLE)]
     new = features.fill(sample) if processes.main else 0
     processes.wait()
@@ -91,11 +96,3 @@ def encode_once(
 def prepared(features: Features | None, collate: Collator, rows: list[dict]) -> list[ImageInputs] | None:
     """The encoded images of some rows, for the collator."""
     return None if features is None else features.of(collate.shown(rows))
-
-
-def _images(rows: Dataset) -> list[dict]:
-    """The distinct images of the rows."""
-    shown = list(rows["image"])
-    if "images" in rows.column_names:  # of conversations
-        shown += [image for images in rows["images"] for image in images or ()]
-    return list({image_identity(image): image for image in shown}.values())

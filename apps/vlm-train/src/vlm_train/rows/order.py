@@ -6,6 +6,7 @@ image's part of the work once for both. Four make steps hardly cheaper, and less
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ class Order:
 
     def __init__(self, images: Sequence[int], size: int, seed: int):
         self.images, self.size, self.seed = torch.tensor(images), size, seed
-        self._epochs: dict[int, list[int]] = {}  # the latest two
+        self._epochs: dict[int, np.ndarray] = {}  # the latest two
 
     @property
     def rows(self) -> int:
@@ -29,19 +30,19 @@ class Order:
     def step(self, number: int) -> list[int]:
         """The rows of step `number`, the first being 0."""
         places = range(number * self.size, (number + 1) * self.size)
-        return [self._epoch(place // self.rows)[place % self.rows] for place in places]
+        return [int(self._epoch(place // self.rows)[place % self.rows]) for place in places]
 
     def epoch(self, number: int) -> int:
         """The epoch in which step `number` begins."""
         return number * self.size // self.rows
 
-    def _epoch(self, number: int) -> list[int]:
+    def _epoch(self, number: int) -> np.ndarray:
         if number not in self._epochs:
             self._epochs = dict(list(self._epochs.items())[-1:])
             self._epochs[number] = self._shuffled(torch.Generator().manual_seed(self.seed * 1_000_003 + number))
         return self._epochs[number]
 
-    def _shuffled(self, generator: torch.Generator) -> list[int]:
+    def _shuffled(self, generator: torch.Generator) -> np.ndarray:
         rows = torch.randperm(self.rows, generator=generator)
         rows = rows[self.images[rows].argsort(stable=True)]  # of each image in random order
         images = self.images[rows]
@@ -49,4 +50,4 @@ class Order:
         turn = (torch.arange(self.rows) - first) // TOGETHER
         _, group = torch.stack([images, turn]).unique(dim=1, return_inverse=True)
         keys: Tensor = torch.randperm(int(group.max()) + 1, generator=generator)
-        return rows[keys[group].argsort(stable=True)].tolist()
+        return rows[keys[group].argsort(stable=True)].numpy()

@@ -1,5 +1,6 @@
 """Training from shards that are larger than memory: `--stream`."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -47,17 +48,23 @@ class StreamBatches:
         config: TrainConfig,
         processes: Processes,
     ):
-        self.vlm, self.collate, self.config = vlm, collate, config
-        self.rejected: list[Rejected] = []
+        self.vlm, self.collate, self.stream, self.config = vlm, collate, stream, config
+        self._rejected: dict[str, Rejected] = {}  # by source: a row comes again in every epoch
+        self._heard: list[Rejected] = []  # of the loader, since the latest step
         self._loader = stream.loader(
             config.batch_size // processes.count,
-            self._both,
+            _RowsAndBatch(collate),
+            workers=config.worker_count,
             rank=processes.rank,
             world_size=processes.count,
-            rejected=self.rejected,
+            rejected=self._heard,
         )
         self._endless = self._batches()
         self._step, self._before, self._parts = None, self._loader.state(), []
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        return list(self._rejected.values())
 
     def rows(self, step: int) -> list[list[dict]]:
         """The rows of each micro-batch of the next step; or those of the latest, if it is asked for again."""
@@ -65,7 +72,10 @@ class StreamBatches:
             self._before = self._loader.state()
             self._parts = [next(self._endless) for _ in range(self.config.accumulate)]
             self._step = step
-            check_rejected(self.config, self.rejected, max(self._before["row"], len(self.rejected) + 1))
+            self._rejected |= {one.source: one for one in self._heard}
+            self._heard.clear()
+            seen = self._before["row"] if self._before["epoch"] == 0 else len(self.stream)
+            check_rejected(self.config, self.rejected, max(seen, len(self.rejected) + 1))
         return [rows for rows, _ in self._parts]
 
     def ready(self, rows: list[dict], step: int) -> Batch:
@@ -74,16 +84,29 @@ class StreamBatches:
         return self.vlm.to_device(made if made is not None else self.collate(rows))
 
     def state(self, step: int) -> dict[str, Any]:
-        """Where step `step` begins, the next one to train; it fits JSON."""
-        return self._before if step == self._step else self._loader.state()
+        """Where step `step` begins, the next one to train, and what was rejected; it fits JSON."""
+        place = self._before if step == self._step else self._loader.state()
+        return {**place, "rejected": [one.as_dict() for one in self.rejected]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state. Raises DataError if it is of other shards."""
         self._loader.restore(state)
+        self._rejected = {one["source"]: Rejected(**one) for one in state["rejected"]}
 
-    def _batches(self):
+    def close(self) -> None:
+        """End the workers."""
+        self._endless.close()
+
+    def _batches(self) -> Iterator[tuple[list[dict], Batch]]:
         while True:
             yield from self._loader
 
-    def _both(self, rows: list[dict]) -> tuple[list[dict], Batch]:
-        return rows, self.collate(rows, epoch=self._loader.state()["epoch"])
+
+class _RowsAndBatch:
+    """Rows as they are, and a batch of them. It is sent to workers."""
+
+    def __init__(self, collate: Collator):
+        self._collate = collate
+
+    def __call__(self, rows: list[dict], epoch: int) -> tuple[list[dict], Batch]:
+        return rows, self._collate(rows, epoch=epoch)

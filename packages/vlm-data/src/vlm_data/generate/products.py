@@ -76,7 +76,7 @@ def _read_table(
     table = CsvTable(path)
     column = next((name for name in IMAGE_COLUMNS if name in (table.header or ())), None)
     if column is None:
-        raise DataError(f"{path}: no column names the image; give one of {', '.join(IMAGE_COLUMNS)} a first line")
+        raise DataError(f"{path}: no column names the image; name one of them {' or '.join(IMAGE_COLUMNS)}")
     return _table_items(table, column), image_dir or path.parent
 
 

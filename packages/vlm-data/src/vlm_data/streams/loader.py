@@ -5,6 +5,8 @@ and deals these out to its workers, from which a DataLoader takes them in turn. 
 workers, and a count of rows is all there is to remember.
 """
 
+import inspect
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
@@ -13,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vlm_data.collators import Collator
 from vlm_data.images import ImageError, decode
 from vlm_data.schema import DataError, Rejected, reject
 
 if TYPE_CHECKING:
     from vlm_data.streams.stream import Stream
 
+GRACE = 20  # seconds
+
 
 class Loader:
     """Iterating gives the batches that are left in the epoch, and then begins the next one; one iteration at a time.
 
+    collate: rows to a batch; if it has a parameter `epoch`, it is told that, as ours which draw answers by it.
     rank, world_size: of this process. All processes get equally many batches; the last few rows, fewer than there are
     processes, are left out of the epoch.
     rejected: a row that cannot be read, whose image does not decode, or that `collate` refuses (DataError, ImageError),
@@ -75,7 +79,8 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         share = _Share(self, self._epoch, self._row)
         # No collate_fn of its own: the default turns the numbers in it into tensors.
-        for places, batch, bad in DataLoader(share, batch_size=None, num_workers=self.workers, collate_fn=_same):
+        options = {"collate_fn": _same, "worker_init_fn": _leave_signals if self.workers else None}
+        for places, batch, bad in DataLoader(share, batch_size=None, num_workers=self.workers, **options):
             for record in bad:
                 reject(record, self.rejected)
             self._row += places * self.world_size
@@ -89,10 +94,8 @@ class _Share(IterableDataset):
 
     def __init__(self, loader: Loader, epoch: int, row: int) -> None:
         self._stream, self._epoch, self._row = loader.stream, epoch, row
-        # Ours draws answers by the epoch.
-        self._collate = (
-            partial(loader._collate, epoch=epoch) if isinstance(loader._collate, Collator) else loader._collate
-        )
+        takes_epoch = "epoch" in inspect.signature(loader._collate).parameters
+        self._collate = partial(loader._collate, epoch=epoch) if takes_epoch else loader._collate
         self._rank, self._world_size, self._batch_size = loader.rank, loader.world_size, loader.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, Any, list[Rejected]]]:
@@ -148,3 +151,12 @@ def _decodable(rows: list[dict]) -> list[dict]:
 
 def _same(item: Any) -> Any:
     return item
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C, and often SIGTERM too, goes to a whole group of processes: what it means is the main one's to say.
+
+    A worker that is told to end has some seconds more, in which the main one may take its batches and end it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

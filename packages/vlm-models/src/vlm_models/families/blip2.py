@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_models.errors import ModelError
+from vlm_models.last_layer import Span
 from vlm_models.vlm import IGNORE, VLM, Batch, begins, per_row
 
 
@@ -41,9 +42,10 @@ class Blip2(VLM):
             use_cache="cache" in batch,
         ).last_hidden_state
 
-    def _last_mlp(self) -> tuple[nn.Module, nn.Module] | None:
+    def _last_layer(self) -> list[Span]:
         layer = self.model.language_model.base_model.decoder.layers[-1]
-        return layer.fc1, layer.fc2
+        query, output = layer.self_attn.q_proj, layer.self_attn.out_proj
+        return [(query, query), (output, output), (layer.fc1, layer.fc2)]
 
     def _placeholders(self, batch: Batch) -> Tensor:
         return batch["input_ids"] == self.model.config.image_token_id
@@ -105,8 +107,11 @@ class Blip2Seq2Seq(Blip2):
         hidden[rows, columns - 1] = states[rows, places - 1]
         return hidden
 
-    def _last_mlp(self) -> None:
-        return None  # hidden states are those of the prompt and the answer, the decoder's of the answer alone
+    def _predicting_part(self, batch: Batch) -> Batch:
+        return batch  # the decoder has its own tokens
+
+    def _last_layer(self) -> list[Span]:
+        return []  # hidden states are those of the prompt and the answer, the decoder's of the answer alone
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
         ids = super()._generate(batch, **options)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlm_models.errors import ModelError
+from vlm_models.last_layer import Span
 from vlm_models.vlm import VLM, Batch, begins
 
 # What their `get_image_features` take of each distinct image: Qwen's grid of patches, SmolVLM's padding, LLaVA's sizes.
@@ -92,9 +93,9 @@ class Chat(VLM):
     def _placeholders(self, batch: Batch) -> Tensor:
         return batch["input_ids"] == self.model.config.image_token_id
 
-    def _last_mlp(self) -> tuple[nn.Module, nn.Module]:
-        mlp = self.model.model.get_decoder().layers[-1].mlp
-        return mlp, mlp
+    def _last_layer(self) -> list[Span]:
+        layer = self.model.model.get_decoder().layers[-1]
+        return [(one, one) for one in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp)]
 
     def _positions(self, batch: Batch) -> Tensor:
         if not hasattr(self.model.model, "get_rope_index"):

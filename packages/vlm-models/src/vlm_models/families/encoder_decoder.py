@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from vlm_models.last_layer import Span
 from vlm_models.vlm import VLM, Batch, per_row, positions
 
 
@@ -38,9 +39,12 @@ class EncoderDecoder(VLM):
             use_cache="cache" in batch,
         ).last_hidden_state
 
-    def _last_mlp(self) -> tuple[nn.Module, nn.Module] | None:
+    def _last_layer(self) -> list[Span]:
         layers = getattr(self.model.decoder.base_model, "h", None)  # GPT-2's
-        return None if layers is None else (layers[-1].mlp, layers[-1].mlp)
+        if layers is None:
+            return []
+        layer, seeing = layers[-1], layers[-1].crossattention
+        return [(one, one) for one in (layer.attn.c_proj, seeing.q_attn, seeing.c_proj, layer.mlp)]
 
     def _beside(self, features: list[Tensor]) -> float:
         return len(features[0]) / 7  # a decoder layer has 14 d² multiplications for a token, 2 d² for one of the image
