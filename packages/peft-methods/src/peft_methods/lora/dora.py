@@ -44,7 +44,7 @@ class DoRALinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return self.base(x)
-        z = self._answer(x, None)
+        z = self._answer(self.base, x, None)
         # As a change to 1, which the bits of a bfloat16 resolve finely; of the ratio itself they resolve 0.8 %.
         change = (self.magnitude / self.norms() - 1).to(z.dtype)
         y = torch.addcmul(z, z, change)

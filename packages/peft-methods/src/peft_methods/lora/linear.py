@@ -98,10 +98,10 @@ class LoRALinear(LowRank):
         return torch.cat([self.lora_A, self.offset_A]), torch.cat([self.lora_B, -self.offset_B], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._answer(x, self.base.bias) if self.active else self.base(x)
-
-    def _answer(self, x: Tensor, bias: Tensor | None) -> Tensor:
         base = self.base
+        return self._answer(base, x, base.bias) if self.active else base(x)
+
+    def _answer(self, base: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
         seed = new_seed() if self.training and self.dropout else None
         low_rank = *self.factors(), self.scale, self.dropout, seed, self.probe
         if self.layout.plain and not (base._forward_hooks or base._forward_pre_hooks):

@@ -52,8 +52,7 @@ def add_low_rank(
 
 def _add_low_rank(y, x, A, B, scale, dropout, seed):
     """Add to y in place, for inference."""
-    few = x.shape[:-1].numel() < len(A)
-    if few and A.dtype != y.dtype:  # decoding: a few rows of x are cheaper to cast than A and B
+    if A.dtype != y.dtype and x.numel() < A.numel():  # decoding: a few rows of x are cheaper to cast than A and B
         h = _project(_rows(x).to(A.dtype), A, dropout, seed)
         return y.add_(F.linear(h, B).view(y.shape), alpha=_kept_scale(scale, dropout, seed))
     _add_product_of(x, A, B, scale, dropout, seed, into=y)
@@ -61,8 +60,8 @@ def _add_low_rank(y, x, A, B, scale, dropout, seed):
 
 
 def _add_product_of(x, A, B, scale, dropout, seed, into):
-    y = into.view(-1, into.shape[-1])
-    h = _project(_rows(x).to(y.dtype), A, dropout, seed)
+    y, x = into.view(-1, into.shape[-1]), _rows(x)
+    h = _project(x if x.dtype == y.dtype else x.to(y.dtype), A, dropout, seed)
     y.addmm_(h, B.to(y.dtype).t(), alpha=_kept_scale(scale, dropout, seed))
     return h
 
