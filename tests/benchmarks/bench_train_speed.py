@@ -114,6 +114,13 @@ def subject(what: str) -> tuple[vlm_models.VLM, Any]:
         return vlm_models.load(folder, dtype="float32"), captions.select(range(FIRST_EPOCH[what]))
 
 
+def held(vlm: vlm_models.VLM) -> int:
+    """The memory before training, in bytes, with all of the weights, which are mapped from their file until then."""
+    for parameter in vlm.model.parameters():
+        parameter.detach().sum()
+    return high_water.reset()
+
+
 def equal_factors(named: dict[str, torch.Tensor]) -> None:
     """The first LoRA factors, by module, from a seed that both share."""
     generator = torch.Generator().manual_seed(7)
@@ -128,8 +135,7 @@ def equal_factors(named: dict[str, torch.Tensor]) -> None:
 class Ours:
     def __init__(self, what: str):
         self.vlm, self.rows = subject(what)
-        high_water.reset()
-        self.loaded = high_water.mark()
+        self.loaded = held(self.vlm)
         self.engine = Engine(self.vlm, self.rows, BATCH[what])
         self.steps = FIRST_EPOCH[what] // BATCH[what], STEPS[what]
 
@@ -179,8 +185,7 @@ class Theirs:
         import peft
 
         vlm, self.rows = subject(what)
-        high_water.reset()
-        self.loaded = high_water.mark()
+        self.loaded = held(vlm)
         self.what, self.processor = what, vlm.processor
         targets = method_of(TrainConfig(), vlm).targets
         pattern = targets.removeprefix("re:") if isinstance(targets, str) else targets

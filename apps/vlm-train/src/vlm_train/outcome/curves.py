@@ -4,8 +4,6 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 STEP_OF_EVALUATION = "validation_loss"  # the lines of metrics.jsonl that hold this are evaluations
 
@@ -15,6 +13,9 @@ def draw_curves(losses: Sequence[float], rates: Sequence[float], metrics: Sequen
 
     losses, rates: of each step; the loss of one that was skipped is NaN.
     """
+    from matplotlib.figure import Figure  # half a second, which a run's start can do without
+    from matplotlib.ticker import MaxNLocator
+
     evaluations = [line for line in metrics if STEP_OF_EVALUATION in line]
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss_axes, rate_axes, score_axes = figure.subplots(1, 3, width_ratios=(1.3, 0.8, 1))
