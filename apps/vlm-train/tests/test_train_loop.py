@@ -21,6 +21,8 @@ from vlm_train.rows.order import Order
         ({"batch_size": 10, "accumulate": 2}, 5),
         ({"batch_size": 10, "epochs": 2.5}, 25),
         ({"batch_size": 10, "max_steps": 3}, 3),
+        ({"batch_size": 10, "max_steps": 30}, 30),
+        ({"batch_size": 10, "max_steps": 30, "epochs": 2}, 20),
         ({"batch_size": 1000}, 1),
     ],
 )

@@ -125,8 +125,10 @@ def train(
 
 def planned_steps(rows: int, config: TrainConfig) -> int:
     """Optimizer steps of the run."""
-    steps = max(1, round(config.epochs * rows / (config.batch_size * config.accumulate)))
-    return min(steps, config.max_steps) if config.max_steps is not None else steps
+    if config.epochs is None and config.max_steps is not None:
+        return config.max_steps
+    steps = max(1, round((config.epochs or 1) * rows / (config.batch_size * config.accumulate)))
+    return steps if config.max_steps is None else min(steps, config.max_steps)
 
 
 def seed_all(seed: int, step: int, process: int) -> None:

@@ -34,9 +34,9 @@ def _check_ranges(config: Any) -> None:
     for name in ("evaluate_every", "patience", "checkpoint_every"):
         _require(getattr(config, name) is None or getattr(config, name) >= 1, name, "must be at least 1")
     _require(config.batch_size >= 1 or config.batch_size == AUTO, "batch_size", "must be at least 1, or auto")
-    for name in ("alpha", "epochs", "lora_plus_ratio"):
+    for name in ("alpha", "lora_plus_ratio"):
         _require(0 < getattr(config, name) < math.inf, name, "must be more than 0")
-    for name in ("max_steps", "learning_rate", "max_minutes"):
+    for name in ("epochs", "max_steps", "learning_rate", "max_minutes"):
         value = getattr(config, name)
         _require(value is None or 0 < value < math.inf, name, "must be more than 0")
     for name in ("val_rows", "seed", "weight_decay", "max_gradient_norm"):

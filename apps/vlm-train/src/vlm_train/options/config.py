@@ -99,7 +99,9 @@ class TrainConfig:
     vision_method: Annotated[
         str | None, _option("Another method, on the vision part, beside --targets language; of the same names.")
     ] = None
-    epochs: Annotated[float, _option("Passes over the training rows.")] = 1.0
+    epochs: Annotated[
+        float | None, _option("Passes over the training rows. (default: one, or as many as --max-steps takes)")
+    ] = None
     max_steps: Annotated[int | None, _option("Stop after this many optimizer steps.")] = None
     max_minutes: Annotated[
         float | None, _option("Stop training after so many minutes, by which the learning rate is at its end, too.")
