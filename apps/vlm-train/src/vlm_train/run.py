@@ -20,7 +20,7 @@ import vlm_models
 from vlm_train.adapting.attaching import attach, check_methods
 from vlm_train.adapting.prefix_start import start_prefix
 from vlm_train.engine.batch_size import fitting_batch_size
-from vlm_train.engine.checkpoints import why_not_written
+from vlm_train.engine.checkpoints import Checkpoints, why_not_written
 from vlm_train.engine.evaluate import check_metric
 from vlm_train.engine.fast_paths import describe_step
 from vlm_train.engine.loop import planned_steps
@@ -88,6 +88,7 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
         raise ConfigError(f"--batch-size {config.batch_size} is shared by {processes.count} processes; give more rows")
     folder = Path(config.out) if resume else processes.from_main(lambda: choose_folder(config))
     if resume and RunDir(folder).read_json("run.json")["status"] == "done":
+        Checkpoints(RunDir(folder).checkpoints, config.keep_checkpoints).remove()  # if it was killed just before that
         done = f"{folder} is done: there is nothing to go on with; look at {folder / 'report.html'}"
         console.print(done, highlight=False, soft_wrap=True)
         return folder
