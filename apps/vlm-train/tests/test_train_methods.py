@@ -220,6 +220,7 @@ def test_the_loss_of_adalora_has_the_term_that_peft_gives_it(tmp_path, monkeypat
         ('{"peft_type": "LORAX"}', "peft_type is 'LORAX'; known"),
         ('{"peft_type": "LORA", "lora_alhpa": 3}', "LORA has no 'lora_alhpa'; did you mean lora_alpha?"),
         ('{"peft_type": "LORA", "target_modules": ["query"]}', "^--targets: .* has target_modules; leave one"),
+        ('{"peft_type": "ADALORA", "init_r": 4, "total_step": 10}', "target_r 8 is more than init_r 4"),
         ('{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}', "use --method prefix"),
     ],
 )

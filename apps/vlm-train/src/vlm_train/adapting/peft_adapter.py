@@ -57,9 +57,12 @@ def read_peft_config(config: TrainConfig) -> Any:
     if content.get("target_modules") and config.targets != "language":
         raise ConfigError(f"--targets: {file} has target_modules; leave one of them out")
     try:
-        return chosen(**{**content, "inference_mode": False})
+        made = chosen(**{**content, "inference_mode": False})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--peft-config {file}: {' '.join(str(error).split())}") from None
+    if kind == "ADALORA" and made.target_r > made.init_r:  # which PEFT finds out in the middle of training
+        raise ConfigError(f"--peft-config {file}: target_r {made.target_r} is more than init_r {made.init_r}; lower it")
+    return made
 
 
 class PeftAttachment:
