@@ -82,8 +82,8 @@ def describe(rows: datasets.Dataset, top: int = 10) -> Description:
     places: list[int] = []  # and where in that
     for index, shown in enumerate(rows["images" if several else "image"]):
         for place, image in enumerate(shown if several else [shown]):
-            if image_identity(image) not in images:
-                images[image_identity(image)] = index
+            if (key := image_identity(image)) not in images:
+                images[key] = index
                 places.append(place)
 
     def look(index: int, place: int) -> tuple:

@@ -32,9 +32,9 @@ def limit_image_tokens(
     size, pixels = of_images.size, tokens * side**2
     if size["longest_edge"] <= pixels:
         return None
-    sizes: dict[int, tuple[int, int]] = {}
+    sizes: dict[str | bytes, tuple[int, int]] = {}
     for image in images:
-        key = hash(image_identity(image))  # the bytes of all images may be more than memory
+        key = image_identity(image)
         if key not in sizes:
             sizes[key] = size_of(image)
     needed = [of_images.get_number_of_image_patches(height, width, {}) for width, height in sizes.values()]

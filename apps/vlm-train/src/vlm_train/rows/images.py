@@ -1,10 +1,11 @@
 """The distinct images of rows. Those that a table holds may be more than memory: they are read when asked for."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
+
+from vlm_data.collators import image_identity
 
 
 class DistinctImages(Sequence):
@@ -14,11 +15,11 @@ class DistinctImages(Sequence):
         self._rows = rows
         first: dict[str | bytes, dict | tuple[int, int | None]] = {}  # an image, or where to read it
         for row, image in enumerate(rows["image"]):
-            first.setdefault(image_key(image), image if image["bytes"] is None else (row, None))
+            first.setdefault(image_identity(image), image if image["bytes"] is None else (row, None))
         if "images" in rows.column_names:  # of conversations
             for row, images in enumerate(rows["images"]):
                 for place, image in enumerate(images or ()):
-                    first.setdefault(image_key(image), image if image["bytes"] is None else (row, place))
+                    first.setdefault(image_identity(image), image if image["bytes"] is None else (row, place))
         self._found = list(first.values())
 
     def __len__(self) -> int:
@@ -39,9 +40,4 @@ class DistinctImages(Sequence):
 def image_numbers(rows: Dataset) -> list[int]:
     """A number for the image of each row: equal for equal ones."""
     numbers: dict[str | bytes, int] = {}
-    return [numbers.setdefault(image_key(image), len(numbers)) for image in rows["image"]]
-
-
-def image_key(image: Mapping[str, Any]) -> str | bytes:
-    """What tells an image from others within one data set, as `vlm_data.collators.image_identity`, in few bytes."""
-    return image["path"] if image["bytes"] is None else hashlib.sha256(image["bytes"]).digest()
+    return [numbers.setdefault(image_identity(image), len(numbers)) for image in rows["image"]]

@@ -9,6 +9,7 @@ Rows of one image share its pixels, so the image encoder runs once for all quest
 entry a row, but for rows of several images: it has one for each of them then, and no image is shared in that batch.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -168,8 +169,11 @@ def images_of(row: Row) -> Sequence[Mapping[str, Any]]:
 
 
 def image_identity(image: Mapping[str, Any]) -> str | bytes:
-    """What tells a row's image from another's within one data set: its path, else its bytes."""
-    return image["bytes"] if image["bytes"] is not None else image["path"]
+    """What tells a row's image from another's within one data set: its path, or a digest of its bytes.
+
+    The bytes themselves, as keys or in lists, would be those of all images at once.
+    """
+    return image["path"] if image["bytes"] is None else hashlib.sha256(image["bytes"]).digest()
 
 
 def _pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
