@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl
 import peft_methods as pm
 import vlm_data
 import vlm_models
+from vlm_models import linear
 
 
 def rows_of(counts: list[int]) -> list[dict]:
@@ -174,3 +175,27 @@ def test_compiled_it_gives_the_same_gradients(name):
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     for parameter, gradient in gradients_expected.items():
         torch.testing.assert_close(found[parameter], gradient, rtol=1e-3, atol=1e-4, msg=parameter)
+
+
+@pytest.mark.parametrize("method", ["lora", "grit", "houlsby"])
+@pytest.mark.parametrize("name", vlm_models.TINY)
+def test_products_by_onednn_have_the_gradients_of_torch(name, method, monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    subject = Subject(name, "float32")
+    attachment = pm.attach(subject.model, METHODS[method](subject))
+    torch.manual_seed(0)
+    move(attachment.parameters())
+    monkeypatch.setattr(linear, "_AVX512", False)
+    loss, expected = gradients(subject, attachment, packs=True)
+    rows, filled_up = [], linear._filled_up
+    monkeypatch.setattr(linear, "_AVX512", True)
+    monkeypatch.setattr(linear, "SMALLEST", 0)
+    monkeypatch.setattr(linear, "_filled_up", lambda x: rows.append(len(x)) or filled_up(x))
+    fast, found = gradients(subject, attachment, packs=True)
+    # Forward and backward, with LoRA in the layers' place or beside them.
+    assert len(rows) >= 2 * len(subject.linear) - 2
+    torch.testing.assert_close(fast, loss, rtol=1e-5, atol=0)
+    for parameter, gradient in expected.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-3, atol=1e-4 * scale, msg=parameter)

@@ -111,3 +111,29 @@ def test_only_torch_and_safetensors_are_imported():
                 names = [node.module]
             top = {name.partition(".")[0] for name in names}
             assert top <= sys.stdlib_module_names | {"torch", "safetensors"}, file
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_layer_makes_its_product_itself(dora):
+    products = []
+
+    class Counting(nn.Linear):
+        @staticmethod
+        def multiply(x, W, b=None):
+            products.append(W.shape)
+            return nn.functional.linear(x, W, b)
+
+    torch.manual_seed(0)
+    models = [nn.Sequential(cls(64, 32), nn.Tanh()) for cls in (Counting, nn.Linear)]
+    models[1].load_state_dict(models[0].state_dict())
+    x, found = torch.randn(16, 64), []
+    for model in models:
+        attachment = pm.attach(model, pm.LoRA(rank=4, dora=dora))
+        nn.init.normal_(attachment.modules["0"].lora_B, generator=torch.Generator().manual_seed(0))
+        attachment.modules["0"].lora_A.data.copy_(torch.ones(4, 64))
+        at = x.clone().requires_grad_()
+        model(at).square().sum().backward()
+        found.append([at.grad, *(parameter.grad for parameter in attachment.parameters())])
+    assert products == [(32, 64), (64, 32)]  # forward and backward
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -17,7 +17,8 @@ from .tree import Wrapper
 class Layout:
     """Sizes of a linear-like module: ``weight`` is [out, in], or [in, out] when `transposed`.
 
-    `plain`: its forward is exactly ``x Wᵀ + b`` with ordinary tensors. `quantized`: its weight cannot be added to.
+    `plain`: its forward is exactly ``x Wᵀ + b`` with ordinary tensors, by torch or by a function of its own, `multiply`
+    (x, W, b) without a gradient. `quantized`: its weight cannot be added to.
     """
 
     in_features: int
@@ -68,4 +69,4 @@ def keep_differentiable(model: nn.Module) -> None:
 
 def _runs(module: nn.Module, forward) -> bool:
     # An instance attribute `forward` is a hook of accelerate that brings the weight in from elsewhere.
-    return type(module).forward is forward and "forward" not in vars(module)
+    return (type(module).forward is forward or hasattr(module, "multiply")) and "forward" not in vars(module)

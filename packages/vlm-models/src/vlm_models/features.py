@@ -26,7 +26,7 @@ from vlm_models.tensor_store import TensorStore
 from vlm_models.vlm import VLM, Batch
 
 MAX_BYTES = 10 * 2**30
-BATCH = 16  # images encoded at a time, ahead: more are hardly faster, and take more memory than a step of training
+BATCH = 8  # images encoded at a time, ahead: more are slower on a CPU, whose caches they leave, and take more memory
 PREPROCESSING = ("transformers", "torchvision", "pillow")  # whose versions may decode and resize differently
 LANGUAGE_CONFIGS = ("text_config", "decoder")
 NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "quantization_config")  # never of the image encoder

@@ -16,10 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
+from transformers.pytorch_utils import Conv1D
 
 from vlm_models.generation import Answer, generate
 from vlm_models.head_loss import head_loss
 from vlm_models.last_layer import Span, only_at
+from vlm_models.linear import speed_up
 from vlm_models.packing import Packing, pack
 
 Batch = Mapping[str, Any]
@@ -42,6 +44,7 @@ class VLM(nn.Module, ABC):
 
     def __init__(self, model: nn.Module, processor: Any, name: str):
         super().__init__()
+        speed_up(model)
         self.model = model
         self.processor = processor
         self.name = name
@@ -290,4 +293,4 @@ def positions(attention_mask: Tensor) -> Tensor:
 
 def is_linear(module: nn.Module) -> bool:
     """nn.Linear (bitsandbytes' are subclasses) or transformers' Conv1D, GPT-2's linear layer."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear | Conv1D)

@@ -1,6 +1,7 @@
 """LoRA beside a linear layer."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bridge import layout
@@ -106,7 +107,7 @@ class LoRALinear(LowRank):
         low_rank = *self.factors(), self.scale, self.dropout, seed, self.probe
         if self.layout.plain and not (base._forward_hooks or base._forward_pre_hooks):
             W = base.weight.t() if self.layout.transposed else base.weight
-            return lora_linear(x, W, bias, *low_rank)
+            return lora_linear(x, W, bias, *low_rank, getattr(base, "multiply", F.linear))
         y = base(x)
         return add_low_rank(y if bias is base.bias else y - base.bias, x, *low_rank)
 

@@ -9,6 +9,8 @@ not of x. Dropout keeps a seed instead of a mask, and its 1 / (1 - p) goes into 
 Shapes: x [..., in], W [out, in], b [out], A [rank, in], B [out, rank], h [rows, rank], y [..., out].
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,15 +32,18 @@ def lora_linear(
     dropout: float = 0.0,
     seed=None,
     probe=None,
+    multiply: Callable[..., Tensor] = F.linear,
 ) -> Tensor:
     """``x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ``; a `seed` switches dropout on. Differentiable once, in x, W, b, A, B.
 
     In the backward pass `probe(h, dh, s, kept)` is called, if given: ``s · h`` is scale · dropout(x) Aᵀ, and
     ``kept · dh`` the loss's gradient with respect to dropout(x) Aᵀ, both [rows, rank].
+
+    `multiply` (x, W, b) makes the products with W: it returns a new tensor, and needs no gradient.
     """
     if torch.is_grad_enabled():
-        return _LoRALinear.apply(x, W, b, A, B, scale, dropout, seed, probe)
-    return _add_low_rank(F.linear(x, W, b), x, A, B, scale, dropout, seed)
+        return _LoRALinear.apply(x, W, b, A, B, scale, dropout, seed, probe, multiply)
+    return _add_low_rank(multiply(x, W, b), x, A, B, scale, dropout, seed)
 
 
 def add_low_rank(
@@ -100,27 +105,28 @@ def _keep_mask(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
 
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, W, b, A, B, scale, dropout, seed, probe):
-        y = F.linear(x, W, b)
+    def forward(ctx, x, W, b, A, B, scale, dropout, seed, probe, multiply):
+        y = multiply(x, W, b)
         # In place, through a flat view: a view must not be returned, or models could not go on in place (ReLU).
         h = _add_product_of(x, A, B, scale, dropout, seed, into=y)
         ctx.save_for_backward(x, W, A, B, h, seed)
         ctx.bias_dtype = None if b is None else b.dtype
-        ctx.options = scale, dropout, probe
+        ctx.options = scale, dropout, probe, multiply
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (x, W, A, B, h, seed), (scale, dropout, probe) = ctx.saved_tensors, ctx.options
+        (x, W, A, B, h, seed), (scale, dropout, probe, multiply) = ctx.saved_tensors, ctx.options
         need_x, need_W, need_b, *_ = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):  # the forward has settled the dtype
             dy, rows = _rows(grad).contiguous(), _rows(x).to(grad.dtype)
             dh, mask, dA, dB = _low_rank_backward(dy, rows, h, A, B, scale, dropout, seed, probe)
-            dx = _add_product(dy @ W.to(dy.dtype), dh, A, mask).view(x.shape).to(x.dtype) if need_x else None
+            dx = multiply(dy, W.to(dy.dtype).t()) if need_x else None
+            dx = _add_product(dx, dh, A, mask).view(x.shape).to(x.dtype) if need_x else None
             dW = (dy.t() @ rows).to(W.dtype) if need_W else None
             db = dy.sum(0).to(ctx.bias_dtype) if need_b else None
-        return dx, dW, db, dA, dB, None, None, None, None
+        return dx, dW, db, dA, dB, None, None, None, None, None
 
 
 class _AddLowRank(torch.autograd.Function):
