@@ -53,6 +53,14 @@ def test_metrics_have_speed_timers_and_memory(folder):
     assert [line["step"] for line in lines(folder) if "validation_loss" in line] == [0, 2, 4]
 
 
+def test_a_run_of_a_few_steps_is_told(options, tmp_path, capsys):
+    one = {name: value for name, value in options.items() if name != "max_steps"}
+    run(TrainConfig(**one | {"batch_size": 64}, out=str(tmp_path / "run")))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "rows · 1 step on cpu" in said
+    assert "1 step will hardly change the model; --epochs 100 makes some 100" in said
+
+
 def test_the_environment_is_recorded(folder):
     record = json.loads((folder / "run.json").read_text())
     assert record["environment"]["threads"] == torch.get_num_threads() and record["environment"]["device"] == "cpu"

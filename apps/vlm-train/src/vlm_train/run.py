@@ -52,6 +52,7 @@ UserError = (
     peft_methods.AdapterError,
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FEW_STEPS, MANY_STEPS = 20, 100
 
 
 def run(config: TrainConfig, resume: bool = False) -> Path:
@@ -113,12 +114,19 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
     steps = planned_steps(data.train_rows, config)
     console.print(
         f"{config.model} · {config.method} on {attachment.trainable:,} of {attachment.total:,} parameters · "
-        f"{data.train_rows:,} training and {len(data.val):,} validation rows · {steps:,} steps on {vlm.device}"
+        f"{data.train_rows:,} training and {len(data.val):,} validation rows · {_steps(steps)} on {vlm.device}"
         + (f" in {processes.count} processes" if processes.count > 1 else ""),
         highlight=False,
         soft_wrap=True,
     )
 
+    if steps < FEW_STEPS and config.epochs is config.max_steps is None:
+        console.print(
+            f"{_steps(steps)} will hardly change the model; --epochs {-(-MANY_STEPS // steps)} makes some {MANY_STEPS}",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     if config.batch_size * config.accumulate > data.train_rows:
         console.print(
             f"a step of {config.batch_size * config.accumulate} rows shows rows more than once, there being "
@@ -278,6 +286,10 @@ def _cache(config: TrainConfig, vlm: vlm_models.VLM) -> vlm_models.FeatureCache 
     if config.cache_features == "off" or config.plain:
         return None
     return vlm_models.FeatureCache(vlm, config.cache_dir, round(config.cache_size * 2**30))
+
+
+def _steps(steps: int) -> str:
+    return f"{steps:,} step{'s' if steps > 1 else ''}"
 
 
 def quiet() -> None:
