@@ -1,6 +1,7 @@
 """Quantization by bitsandbytes: QLoRA's 4-bit NormalFloat (Dettmers et al. 2023) and LLM.int8() (2022)."""
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ def quantization_config(quantization: str, compute: torch.dtype, skip: list[str]
     """The configuration for "nf4" or "int8"; modules named in `skip` keep their 16 or 32 bits."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(f"quantization {quantization!r} needs bitsandbytes; install it or use quantization='none'")
+    # It asks for a package whose kernel is for the packing that `keep_differentiable` switches off.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
