@@ -186,10 +186,10 @@ def test_products_by_onednn_have_the_gradients_of_torch(name, method, monkeypatc
     attachment = pm.attach(subject.model, METHODS[method](subject))
     torch.manual_seed(0)
     move(attachment.parameters())
-    monkeypatch.setattr(linear, "_AVX512", False)
+    monkeypatch.setattr(linear, "_ONEDNN_IS_FASTER", False)
     loss, expected = gradients(subject, attachment, packs=True)
     rows, filled_up = [], linear._filled_up
-    monkeypatch.setattr(linear, "_AVX512", True)
+    monkeypatch.setattr(linear, "_ONEDNN_IS_FASTER", True)
     monkeypatch.setattr(linear, "SMALLEST", 0)
     monkeypatch.setattr(linear, "_filled_up", lambda x: rows.append(len(x)) or filled_up(x))
     fast, found = gradients(subject, attachment, packs=True)

@@ -17,7 +17,7 @@ def counted(monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     products, filled_up = [], linear._filled_up
-    monkeypatch.setattr(linear, "_AVX512", True)
+    monkeypatch.setattr(linear, "_ONEDNN_IS_FASTER", True)
     monkeypatch.setattr(linear, "SMALLEST", 0)
     monkeypatch.setattr(linear, "_filled_up", lambda x: products.append(x.shape) or filled_up(x))
     return products
@@ -87,7 +87,7 @@ def test_what_oneDNN_cannot_or_need_not_multiply_goes_to_torch(counted, monkeypa
     layer.to("meta")(x.to("meta"))
     monkeypatch.setattr(linear, "SMALLEST", x.numel() * 12 + 1)
     linear.Linear(24, 12)(x)
-    monkeypatch.setattr(linear, "_AVX512", False)
+    monkeypatch.setattr(linear, "_ONEDNN_IS_FASTER", False)
     monkeypatch.setattr(linear, "SMALLEST", 0)
     linear.Linear(24, 12)(x)
     assert not counted

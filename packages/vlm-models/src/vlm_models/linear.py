@@ -5,6 +5,9 @@ torch multiplies float32 matrices by MKL, which uses AVX-512 on Intel's processo
 in its own order of summation. With `ATEN_CPU_CAPABILITY=avx2` in the environment it is MKL alone.
 """
 
+import platform
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +15,13 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 SMALLEST = 2**25  # multiplications of a product from which oneDNN is taken
-_AVX512 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+_SYSTEM_LIST = Path("/proc/cpuinfo")  # Linux's; elsewhere Python knows who made the processor
+_PROCESSOR = _SYSTEM_LIST.read_text() if _SYSTEM_LIST.exists() else platform.processor()
+_ONEDNN_IS_FASTER = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and "GenuineIntel" not in _PROCESSOR
+)
 
 
 def speed_up(model: nn.Module) -> None:
@@ -75,7 +84,7 @@ class _Linear(torch.autograd.Function):
 
 def _by_onednn(x: Tensor, W: Tensor) -> bool:
     return (
-        _AVX512
+        _ONEDNN_IS_FASTER
         and x.dtype == W.dtype == torch.float32
         and x.device.type == W.device.type == "cpu"
         and x.numel() * W.shape[0] >= SMALLEST
