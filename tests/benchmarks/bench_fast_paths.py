@@ -218,8 +218,8 @@ def generation() -> None:
     """A batch of 4 images with 8 questions each, left-padded prompts of 79 tokens, 8 new tokens a row, greedy."""
     model, batch = qwen_model().eval(), qwen_batch(4, QUESTIONS, answer=0)
     tokenizer = SimpleNamespace(eos_token_id=31999, pad_token_id=0, batch_decode=lambda ids, **_: [""] * len(ids))
-    vlm = Chat(model, SimpleNamespace(tokenizer=tokenizer), "generation").eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
+    vlm = Chat(copy.deepcopy(model), SimpleNamespace(tokenizer=tokenizer), "generation").eval()
     plain = {name: value for name, value in by_rows(batch).items() if name != "labels"}
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     runs = {

@@ -184,6 +184,7 @@ class Theirs:
     def __init__(self, what: str):
         import peft
 
+        vlm_models.linear._ONEDNN_IS_FASTER = False  # in their process the layers are as transformers has them
         vlm, self.rows = subject(what)
         self.loaded = held(vlm)
         self.what, self.processor = what, vlm.processor
