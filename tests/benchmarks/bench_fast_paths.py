@@ -1,6 +1,6 @@
 """The figures of vlm-models' README: a training step beside Hugging Face PEFT with transformers' loss, interleaved.
 
-    uv run python tests/benchmarks/bench_fast_paths.py [blip2 qwen2-vl vision generation memory load]
+    uv run python tests/benchmarks/bench_fast_paths.py [blip2 qwen2-vl vision generation memory load products]
 
 Models have the shapes of BLIP-2 (about 100 M parameters) and Qwen2-VL with random weights; LoRA of rank 16 is on all
 linear layers of the language part, batches and seeds are the same. What is printed is the median over the rounds of
@@ -26,6 +26,7 @@ from torch import nn
 
 import peft_methods as pm
 import vlm_models
+from vlm_models import linear
 from vlm_models.families import Blip2, Chat
 
 RANK, QUESTIONS, ROUNDS, STEPS, LOSSES = 16, 8, 5, 2, 50
@@ -274,6 +275,22 @@ def load() -> None:
         print(f"load {name:23}{statistics.median(seconds):6.2f} s")
 
 
+def products() -> None:
+    """Of 1,408 rows with weights [2048, 512] and [512, 2048], by MKL and as the models' layers make them."""
+    for inputs, outputs in ((512, 2048), (2048, 512)):
+        x, W = torch.randn(1408, inputs), torch.randn(outputs, inputs)
+        speeds = {}
+        for name, multiply in (("torch", nn.functional.linear), ("ours", linear.multiply)):
+            seconds = []
+            for _ in range(20 * ROUNDS):
+                started = time.perf_counter()
+                multiply(x, W)
+                seconds.append(time.perf_counter() - started)
+            speeds[name] = 2e-9 * x.numel() * outputs / statistics.median(seconds)
+        found = ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in speeds.items())
+        print(f"product {inputs} -> {outputs:<13}{speeds['ours'] / speeds['torch']:6.2f} x   {found}")
+
+
 SECTIONS = {
     "blip2": blip2,
     "qwen2-vl": qwen2_vl,
@@ -281,6 +298,7 @@ SECTIONS = {
     "generation": generation,
     "memory": memory,
     "load": load,
+    "products": products,
 }
 
 if __name__ == "__main__":
