@@ -7,12 +7,14 @@ import torch
 from subjects import METHODS, Subject, move
 from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
+from torch.nn.attention import flex_attention
+from transformers import AttentionInterface
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 import peft_methods as pm
 import vlm_data
 import vlm_models
-from vlm_models import linear
+from vlm_models import block_attention, linear
 
 
 def rows_of(counts: list[int]) -> list[dict]:
@@ -137,6 +139,74 @@ def test_packed_rows_under_gradient_checkpointing_and_in_bfloat16(name, exact):
     subject.batch["pixel_values"] = subject.batch["pixel_values"].bfloat16()
     losses = [gradients(subject, attachment, packs)[0] for packs in (False, True)]
     torch.testing.assert_close(*losses, rtol=0.05, atol=0.05)
+
+
+@pytest.fixture
+def by_blocks(monkeypatch) -> list[tuple[int, ...]]:
+    """FlexAttention for short rows and on the CPU, where it is many operations and torch refuses to go backward."""
+    taken, mapping = [], dict(AttentionInterface._global_mapping)
+
+    def flex(query: Tensor, *args, **kwargs) -> Tensor:
+        taken.append(query.shape)
+        return flex_attention.flex_attention(query, *args, **kwargs)
+
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(block_attention, "DEVICES", ("cpu",))
+    monkeypatch.setattr(block_attention, "LONG", 0)
+    monkeypatch.setattr(block_attention, "_flex", lambda: flex)
+    monkeypatch.setattr(AttentionInterface, "_global_mapping", mapping)
+    block_attention._agrees.cache_clear()
+    yield taken
+    block_attention._agrees.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    "name, method",
+    [("tiny-blip2", "lora"), ("tiny-blip2", "full"), ("tiny-vit-gpt2", "lora"), ("tiny-qwen2-vl", "lora")]
+    + [("tiny-qwen2-vl", "dora"), ("tiny-qwen2-vl", "prefix"), ("tiny-qwen2-vl", "parallel")],
+)
+def test_packed_rows_by_flex_attention_have_the_gradients_of_rows(name, method, exact, by_blocks):
+    subject = DoubleSubject(name, "right")
+    attachment = pm.attach(subject.model, METHODS[method](subject))
+    torch.manual_seed(0)
+    move(attachment.parameters())
+    plain, expected = gradients(subject, attachment, packs=False)
+    assert not by_blocks
+    for checkpointing in (False, True):
+        if checkpointing:
+            subject.model.gradient_checkpointing_enable()
+            subject.vlm.train()
+        loss, found = gradients(subject, attachment, packs=True)
+        torch.testing.assert_close(loss, plain, rtol=1e-11, atol=0)
+        for parameter, gradient in expected.items():
+            torch.testing.assert_close(found[parameter], gradient, rtol=1e-9, atol=1e-11, msg=parameter)
+    # One trial, and each layer three times, checkpointed once more; a prefix makes a mask of its own, without blocks.
+    layers = subject.model.config.get_text_config().num_hidden_layers
+    assert len(by_blocks) == (0 if method == "prefix" else 1 + 3 * layers)
+
+
+def without_kernel(*args, **kwargs) -> Tensor:
+    raise RuntimeError("no Triton here\nmore of it")
+
+
+def without_mask(query: Tensor, key: Tensor, value: Tensor, **kwargs) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+
+
+@pytest.mark.parametrize(
+    "flex, why", [(without_kernel, "RuntimeError: no Triton here"), (without_mask, "are apart by")]
+)
+def test_where_flex_attention_fails_its_trial_there_is_a_warning_and_the_mask(flex, why, exact, by_blocks, monkeypatch):
+    subject = DoubleSubject("tiny-qwen2-vl", "right")
+    expected, _ = subject.vlm.loss(
+        subject.vlm.hidden_states(subject.vlm.encode_images(subject.batch), subject.batch), subject.batch
+    )
+    monkeypatch.setattr(block_attention, "_flex", lambda: flex)
+    with pytest.warns(UserWarning, match="attention is computed with a mask: FlexAttention does not work here") as told:
+        losses = [subject.vlm(subject.batch)[0] for _ in range(2)]
+    assert len(told) == 1 and why in str(told[0].message) and "more of it" not in str(told[0].message)
+    torch.testing.assert_close(losses, [expected] * 2, rtol=1e-11, atol=0)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.pytorch_utils import Conv1D
 
+from vlm_models.block_attention import packed_mask
 from vlm_models.generation import Answer, generate
 from vlm_models.head_loss import head_loss
 from vlm_models.last_layer import Span, only_at
@@ -114,7 +115,7 @@ class VLM(nn.Module, ABC):
             places = packing.places
             given = {
                 "input_ids": packing.gather(batch["input_ids"]),
-                "attention_mask": packing.mask(self.model.dtype),
+                "attention_mask": packed_mask(packing, self.model.dtype),
                 "position_ids": packing.gather(self._positions(batch)),
                 "image_index": packing.image_index,
             }
