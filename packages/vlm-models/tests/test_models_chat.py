@@ -239,6 +239,33 @@ def test_rows_of_several_images_of_none_and_with_words_before_them_are_packed(vl
     assert_packed_equals_rows(vlm, batch)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_are_those_of_the_class(vlm, side):
+    if not vlm.name.startswith("qwen"):
+        return
+    torch.manual_seed(3)
+    sizes = torch.tensor([[1, 2, 3], [1, 4, 1], [1, 1, 1], [2, 3, 2]])
+    pictures = [[IMAGE] * int(size.prod()) for size in sizes]
+    shown = [[1, 0], [], [2], [3, 1, 0], [0]]
+    rows = [[token for image in its for token in [5, *pictures[image], 6, 7]] + [8, 9] for its in shown]
+    rows[4] = pictures[0]  # and nothing else
+    width = max(map(len, rows))
+    pads = [[2] * (width - len(row)) for row in rows]
+    ids = torch.tensor([pad + row if side == "left" else row + pad for pad, row in zip(pads, rows, strict=True)])
+    batch = {"input_ids": ids, "attention_mask": (ids != 2).long(), "image_grid_thw": sizes * torch.tensor([1, 2, 2])}
+    batch["image_index"] = torch.tensor([image for its in shown for image in its])
+    expected, _ = vlm.model.model.get_rope_index(
+        ids,
+        mm_token_type_ids=(ids == IMAGE).long(),
+        image_grid_thw=batch["image_grid_thw"][batch["image_index"]],
+        attention_mask=batch["attention_mask"],
+    )
+    real = batch["attention_mask"].bool()
+    assert torch.equal(vlm._positions(batch)[:, real], expected[:, real])
+    words = {**batch, "input_ids": ids[1:2], "attention_mask": real[1:2].long(), "image_index": torch.tensor([]).long()}
+    assert torch.equal(vlm._positions(words)[:, real[1:2]], expected[:, 1][:, real[1]])
+
+
 def test_only_gemma_is_not_packed(vlm):
     assert vlm.packs == (vlm.name != "gemma3")
 

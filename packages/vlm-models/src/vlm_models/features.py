@@ -67,7 +67,8 @@ class FeatureCache:
         `inputs` is called with the places of the images that are not known, if there are any, each distinct one once.
         Features that are read are mapped from files: do not keep more than a few thousand.
         """
-        entries = {key: self._read(key) for key in keys}
+        device = self.vlm.device
+        entries = {key: self._read(key, device) for key in dict.fromkeys(keys)}
         places = {key: place for place, key in reversed(list(enumerate(keys))) if entries[key] is None}
         if places:
             encoded = self._encode(inputs(list(places.values())))
@@ -114,13 +115,13 @@ class FeatureCache:
         sizes = [header + sum(tensor.nbytes for tensor in entry.values()) for entry in sample]
         return round(sum(sizes) / len(sizes) * images)
 
-    def _read(self, key: str) -> ImageInputs | None:
+    def _read(self, key: str, device: torch.device) -> ImageInputs | None:
         if not key.isalnum():  # it names a file
             raise ModelError(
                 f"feature cache: key {key!r} is no hexadecimal digest of an image; use vlm_data.content_key"
             )
         entry = None if self.off else self._store.read(key)
-        return None if entry is None else {**entry, "features": entry["features"].to(self.vlm.device)}
+        return None if entry is None else {**entry, "features": entry["features"].to(device)}
 
     def _encode(self, batch: Batch) -> Iterator[ImageInputs]:
         if self.off:

@@ -70,8 +70,7 @@ def pack(
     needed = batch["attention_mask"].bool() & (needed.flip(1).cumsum(1).flip(1) > 0)
     images, needed = images.cpu(), needed.cpu()
     keys = torch.where(images < 0, batch["input_ids"].cpu(), -1 - images)
-    columns = [row.nonzero()[:, 0] for row in needed]
-    rows = [row[its].tolist() for row, its in zip(keys, columns, strict=True)]
+    rows = [row.tolist() for row in keys[needed].split(needed.sum(1).tolist())]
     if not all(rows):
         return None
     shown = batch["image_index"].tolist() if beside else [tuple(key for key in row if key < 0) for row in rows]
@@ -86,15 +85,16 @@ def pack(
     if work(len(trees), width) >= work(len(rows), needed.shape[1] - 1):
         return None
 
-    text = (needed & (images < 0)).flatten().nonzero()[0]
-    tokens = text.repeat(len(trees), width)
     ends = torch.arange(1, width + 1).repeat(len(trees), 1)  # padding is seen by itself alone
-    places = torch.zeros(needed.shape, dtype=torch.long)
-    for number, (its, (stands, its_ends)) in enumerate(zip(packed, trees, strict=True)):
-        ends[number, : len(its_ends)] = torch.tensor(its_ends)
-        for row, where in zip(its, map(torch.tensor, stands), strict=True):
-            tokens[number, where] = row * needed.shape[1] + columns[row]
-            places[row, columns[row]] = number * width + where
+    stands: list[list[int]] = [[]] * len(rows)
+    for number, (its, (their_stands, their_ends)) in enumerate(zip(packed, trees, strict=True)):
+        ends[number, : len(their_ends)] = torch.tensor(their_ends)
+        for row, one in zip(its, their_stands, strict=True):
+            stands[row] = [number * width + place for place in one]
+    where = torch.tensor([place for one in stands for place in one])
+    tokens = (needed & (images < 0)).flatten().nonzero()[0].repeat(len(trees), width)
+    tokens.view(-1)[where] = needed.flatten().nonzero()[:, 0]
+    places = torch.zeros(needed.shape, dtype=torch.long).masked_scatter(needed, where)
     image_index = list(groups) if beside else _one_by_one(images.flatten()[tokens], sizes)
     parts = (part.to(supervised.device) for part in (tokens, ends, places, torch.tensor(image_index, dtype=torch.long)))
     return Packing(*parts, padding=1 - sum(len(ends) for _, ends in trees) / tokens.numel())

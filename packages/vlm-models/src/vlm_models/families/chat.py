@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlm_models.errors import ModelError
+from vlm_models.families.mrope import mrope_positions
 from vlm_models.last_layer import Span
 from vlm_models.vlm import VLM, Batch, begins
 
 # What their `get_image_features` take of each distinct image: Qwen's grid of patches, SmolVLM's padding, LLaVA's sizes.
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes")
+MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # model types whose positions are computed here
 STACKED = ("gemma3", "internvl")  # model types whose image features are one tensor [tiles, tokens, dim], not a list
 
 
@@ -98,15 +100,17 @@ class Chat(VLM):
         return [(one, one) for one in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp)]
 
     def _positions(self, batch: Batch) -> Tensor:
-        if not hasattr(self.model.model, "get_rope_index"):
+        inner, images = self.model.model, self._placeholders(batch)
+        if not hasattr(inner, "get_rope_index"):
             return super()._positions(batch)
-        position_ids, _ = self.model.model.get_rope_index(
-            batch["input_ids"],
-            mm_token_type_ids=self._placeholders(batch).long(),
-            image_grid_thw=batch["image_grid_thw"][batch["image_index"]],
-            attention_mask=batch["attention_mask"],
-        )
-        return position_ids
+        grids = batch["image_grid_thw"][batch["image_index"]]
+        if self.model.config.model_type in MROPE:
+            merged = self.model.config.vision_config.spatial_merge_size
+            return mrope_positions(images, batch["attention_mask"], grids // grids.new_tensor([1, merged, merged]))
+        mask = batch["attention_mask"]
+        return inner.get_rope_index(
+            batch["input_ids"], mm_token_type_ids=images.long(), image_grid_thw=grids, attention_mask=mask
+        )[0]
 
     def _generate(self, batch: Batch, **options: Any) -> Tensor:
         index = batch["image_index"]
