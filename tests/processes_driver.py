@@ -1,6 +1,7 @@
 """What two processes do in `test_processes.py`; started by `accelerate launch processes_driver.py FOLDER PORT`.
 
-The launch asks for FSDP, which is switched off here for the runs that hold the whole model in each process.
+The launch asks for FSDP, which is switched off here for the runs that hold the whole model in each process, and asked
+for by a DeepSpeed configuration in others.
 """
 
 import os
@@ -28,8 +29,12 @@ def config(folder: Path, name: str, **more) -> TrainConfig:
     return TrainConfig(**{**OPTIONS, **data, "out": str(folder / name), **more})
 
 
-def sharding(on: bool) -> None:
-    os.environ["ACCELERATE_USE_FSDP"] = str(on).lower()
+def sharding(by: str | None) -> None:
+    """What `accelerate launch` sets for "fsdp", or for a DeepSpeed configuration of this name."""
+    deepspeed = by is not None and by.endswith(".json")
+    os.environ["ACCELERATE_USE_FSDP"] = str(by == "fsdp").lower()
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = str(deepspeed).lower()
+    os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = by if deepspeed else "none"
 
 
 def killed_while_sharded(folder: Path, port: str) -> None:
@@ -42,6 +47,7 @@ def killed_while_sharded(folder: Path, port: str) -> None:
         os.waitpid(child, 0)
         return
     os.environ.update(MASTER_PORT=port, TORCHELASTIC_USE_AGENT_STORE="False")
+    sharding(str(folder / "zero-3.json"))
     killed = folder / "time-of-death"
     if os.environ["RANK"] == "1":
 
@@ -71,6 +77,7 @@ def sharded(folder: Path, rank: int) -> None:
     vlm_train.run.shard, evaluate.BATCH = counted, 8
     run(config(folder, "sharded"))
     vlm_models.VLM.packs = False
+    sharding(str(folder / "zero-3.json"))
     run(config(folder, "begun-by-1-unsharded"), resume=True)
     vlm_models.VLM.packs = True
     vlm = vlm_models.load(
@@ -110,7 +117,7 @@ def stopped(work: Callable[[], object]) -> int:
 def main(folder: Path, port: str) -> None:
     killed_while_sharded(folder, port)
     rank, plain = int(os.environ["RANK"]), vlm_models.VLM.forward
-    sharding(False)
+    sharding(None)
     encoded, encode = [], vlm_models.FeatureCache._encode
 
     def counted(cache, batch):
@@ -124,14 +131,15 @@ def main(folder: Path, port: str) -> None:
     (folder / f"encoded-first-{rank}").write_text(str(len(encoded)))
     run(config(folder, "begun-by-1"), resume=True)
     (folder / f"encoded-then-{rank}").write_text(str(len(encoded)))
-    sharding(True)
+    sharding("fsdp")
     sharded(folder, rank)
-    sharding(False)
+    sharding(str(folder / "zero-2.json"))
     if rank == 1:  # one of them is told to stop, both do
         in_step(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
     code = stopped(lambda: run(config(folder, "begun-by-2")))
     (folder / f"code-{rank}").write_text(str(code))
     vlm_models.VLM.forward = plain
+    sharding(None)
     if rank == 1:
         in_step(7, lambda: os.kill(os.getpid(), signal.SIGKILL))
     run(config(folder, "killed"))

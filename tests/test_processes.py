@@ -60,6 +60,9 @@ def launched(folder) -> tuple[subprocess.CompletedProcess, float]:
     without_pooler(folder / "no-pooler")
     interrupted("begun-by-1", folder)
     shutil.copytree(folder / "begun-by-1", folder / "begun-by-1-unsharded")
+    for stage in (2, 3):
+        said = {"zero_optimization": {"stage": stage}, "train_batch_size": 14, "gradient_accumulation_steps": 2}
+        (folder / f"zero-{stage}.json").write_text(json.dumps(said))
     with socket.socket() as free, socket.socket() as another:
         ports = []
         for one in (free, another):
@@ -115,6 +118,9 @@ def test_sharded_layers_are_held_half_by_each_and_give_the_same_run(folder, laun
 
 
 def test_checkpoints_of_sharded_runs_are_those_of_others(folder, launched):
+    """These two are sharded by a DeepSpeed configuration."""
+    said = launched[0].stdout
+    assert said.count(f"{folder / 'zero-3.json'}, ZeRO 3: done by torch, the base model shared out by FSDP2") == 2
     run(config(folder, "killed-while-sharded"), resume=True)
     whole, first, second = adapters(folder, "lora-2", "begun-by-1-unsharded", "killed-while-sharded")
     assert close(whole, first) and close(whole, second)
@@ -147,6 +153,9 @@ def test_checkpoints_of_one_are_resumed_by_two_and_the_reverse(folder, launched)
     assert [(folder / f"code-{rank}").read_text() for rank in (0, 1)] == ["143", "143"]
     assert json.loads((folder / "begun-by-2" / "run.json").read_text())["status"] == "interrupted after step 4 of 7"
     run(config(folder, "begun-by-2"), resume=True)
+    assert (
+        f"{folder / 'zero-2.json'}, ZeRO 2: done by torch, the base model whole in each process" in launched[0].stdout
+    )
     whole, first, second = adapters(folder, "lora-2", "begun-by-1", "begun-by-2")
     assert close(whole, first) and close(whole, second)
     assert [line["step"] for line in lines(folder / "begun-by-2")] == [0, 7, 7]

@@ -1,24 +1,36 @@
 """What `accelerate launch` can ask for by the environment it gives; what processes do is in tests/ of the whole."""
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import vlm_models
 import vlm_train.dry_run
+from vlm_train.deepspeed import DeepSpeed
 from vlm_train.engine.memory import too_large
 from vlm_train.errors import ConfigError, TrainError
+from vlm_train.launch import read_launch
 from vlm_train.options.config import AUTO, TrainConfig
 from vlm_train.processes import Processes
 from vlm_train.run import run
 from vlm_train.sharding import check_sharded, layers_of
 
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
+
 
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_deepspeed: .*--use_fsdp --fsdp_version 2"),
+        ({**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "4"}, "--use_deepspeed: stage 4 .*write 0, 1, 2 or 3"),
+        (
+            {**DEEPSPEED, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
+            "--use_deepspeed: offload_param is not done here",
+        ),
+        ({**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "no.json"}, "no.json: No such file .*name a DeepSpeed"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "--use_megatron_lm: "),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "add --fsdp_version 2"),
         (
@@ -56,8 +68,81 @@ def test_one_process_has_nobody_to_share_with(monkeypatch):
 )
 def test_options_that_do_not_go_with_sharding(options, said):
     with pytest.raises(ConfigError, match=said):
-        check_sharded(TrainConfig(data="scenes", **options))
-    check_sharded(TrainConfig(data="scenes", method="full", targets="vision"))
+        check_sharded(TrainConfig(data="scenes", **options), "--use_fsdp")
+    check_sharded(TrainConfig(data="scenes", method="full", targets="vision"), "--use_fsdp")
+
+
+def deepspeed(path, said) -> DeepSpeed:
+    path.write_text(said if isinstance(said, str) else json.dumps(said))
+    return DeepSpeed.of({**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)})
+
+
+def test_a_deepspeed_configuration_as_trainers_have_it_passes_through(tmp_path):
+    """With what LLaMA-Factory's and transformers' examples contain."""
+    auto = ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"]
+    said = {
+        **dict.fromkeys(auto, "auto"),
+        "zero_allow_untested_optimizer": True,
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "weight_decay": "auto"}},
+        "zero_optimization": {
+            "stage": 3,
+            "offload_param": {"device": "none"},
+            "overlap_comm": True,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "steps_per_print": 2000,
+    }
+    path = tmp_path / "zero-3.json"
+    read = deepspeed(path, said)
+    assert str(read) == f"{path}, ZeRO 3: done by torch, the base model shared out by FSDP2"
+    read.check(TrainConfig(data="scenes"), 2, torch.float32)
+    environment = {**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    assert (read_launch(environment).sharded, read_launch(environment).asked) == (True, str(path))
+    numbers = dict(zip(auto, (16, 4, 2, 0.5), strict=True))
+    agreeing = TrainConfig(data="scenes", batch_size=8, accumulate=2, max_gradient_norm=0.5)
+    read = deepspeed(path, {**said, **numbers, "bf16": {"enabled": True}})
+    read.check(agreeing, 2, torch.bfloat16)
+    for options, dtype, message in [
+        ({"accumulate": 1}, torch.bfloat16, "gradient_accumulation_steps 2 is --accumulate 2 here; give that, or"),
+        ({"batch_size": 4}, torch.bfloat16, "train_micro_batch_size_per_gpu 4 is --batch-size 8 here"),
+        ({"max_gradient_norm": 1.0}, torch.bfloat16, "gradient_clipping 0.5 is --max-gradient-norm 0.5 here"),
+        ({}, torch.float32, "bf16 is --dtype bfloat16 here"),
+        ({"method": "full"}, torch.bfloat16, "ZeRO 3: gradients and moments of --method full"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            read.check(replace(agreeing, **options), 2, dtype)
+    with pytest.raises(ConfigError, match="train_batch_size 64 is --batch-size 32 here"):
+        deepspeed(path, {"train_batch_size": 64}).check(agreeing, 2, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "offload_optimizer is not done"),
+        ({"pipeline": {"stages": 2}}, "'pipeline' is not done here; take it out"),
+        ({"scheduler": {"type": "WarmupLR"}}, "'scheduler' is not done here"),
+        ({"optimizer": {"type": "Lamb"}}, "'optimizer': say it by --optimizer, --learning-rate"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "'optimizer': say it by"),
+        ("{", r"ds.json: no JSON \(Expecting property name"),
+        ([], "ds.json: no DeepSpeed configuration"),
+    ],
+)
+def test_what_of_deepspeed_is_not_done_is_refused(said, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        deepspeed(tmp_path / "ds.json", said)
+
+
+def test_deepspeed_by_options_of_the_launch():
+    given = {"ZERO_STAGE": "1", "OFFLOAD_PARAM_DEVICE": "none", "OFFLOAD_OPTIMIZER_DEVICE": "none"}
+    options = {f"ACCELERATE_DEEPSPEED_{name}": value for name, value in given.items()}
+    more = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_GRADIENT_CLIPPING": "0.3"}
+    read = read_launch({**DEEPSPEED, **options, **more})
+    assert not read.sharded and read.deepspeed.stage == 1
+    read.deepspeed.check(TrainConfig(data="scenes", accumulate=4, max_gradient_norm=0.3), 2, torch.float32)
+    with pytest.raises(ConfigError, match="--use_deepspeed: gradient_accumulation_steps 4 is --accumulate 4 here"):
+        read.deepspeed.check(TrainConfig(data="scenes"), 2, torch.float32)
 
 
 @pytest.mark.parametrize("name", vlm_models.TINY)

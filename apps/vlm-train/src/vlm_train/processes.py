@@ -7,7 +7,7 @@ processes it has, but for the order of sums.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vlm_train.errors import ConfigError, TrainError
+from vlm_train.errors import TrainError
+from vlm_train.launch import read_launch
 
 Result = TypeVar("Result")
 
@@ -23,8 +24,8 @@ Result = TypeVar("Result")
 class Processes:
     """This process, number `rank` of `count`; number 0, `main`, is the one that writes and speaks.
 
-    Attributes: `sharded`, whether the launcher asks for FSDP; `before_meeting`, called before all processes do
-    something at once.
+    Attributes: `launch`, what the launcher asks for; `sharded`, whether the base model is shared out; `before_meeting`,
+    called before all processes do something at once.
 
     Raises ConfigError: the launcher asks for what is not done here.
     """
@@ -33,14 +34,15 @@ class Processes:
         self.rank, self.count, self.device = 0, 1, None
         self.sharded = False
         self.before_meeting: Callable[[], object] = lambda: None
-        _check_launch(os.environ)
+        self.launch = read_launch(os.environ)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState  # takes time, and one process needs nothing of it
 
-            self.sharded = _asks(os.environ, "ACCELERATE_USE_FSDP")
+            self.sharded = self.launch.sharded
             # Else transformers reads the weights in one process alone, for the others to be given them later.
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-            state = PartialState(cpu=cpu)
+            with _without("ACCELERATE_USE_DEEPSPEED"):  # or it would want that package
+                state = PartialState(cpu=cpu)
             self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
 
     @property
@@ -125,22 +127,12 @@ class Processes:
             ) from error
 
 
-def _check_launch(environment: Mapping[str, str]) -> None:
-    """Raise ConfigError for what `accelerate launch` was asked for and is not done."""
-    if _asks(environment, "ACCELERATE_USE_DEEPSPEED"):
-        raise ConfigError(
-            "--use_deepspeed: DeepSpeed is not supported; `accelerate launch --use_fsdp --fsdp_version 2` shards the "
-            "base model as its ZeRO-3 does, --multi_gpu is for models that fit"
-        )
-    if _asks(environment, "ACCELERATE_USE_MEGATRON_LM"):
-        raise ConfigError("--use_megatron_lm: not supported; use `accelerate launch --use_fsdp --fsdp_version 2`")
-    if _asks(environment, "ACCELERATE_USE_FSDP"):
-        if environment.get("FSDP_VERSION") != "2":
-            raise ConfigError("--use_fsdp: only FSDP2 is done here; add --fsdp_version 2 to `accelerate launch`")
-        for option in ("FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING"):
-            if _asks(environment, option):
-                raise ConfigError(f"--{option.lower()} true: is not done here; leave it out")
-
-
-def _asks(environment: Mapping[str, str], name: str) -> bool:
-    return environment.get(name, "false").lower() in ("true", "1", "yes")
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Inside, the environment lacks a variable."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value

@@ -264,15 +264,19 @@ def plan_model(config: TrainConfig, processes: Processes) -> tuple[TrainConfig, 
     plan = vlm_models.plan(config.model, quantization, device, config.dtype, config.revision)
     config = replace(config, quantization=plan.quantization)
     check_optimizer(config, plan.device)
+    launch = processes.launch
     if processes.sharded:
-        check_sharded(config)
+        check_sharded(config, launch.asked)
+    if launch.deepspeed is not None:
+        launch.deepspeed.check(config, processes.count, plan.dtype)
     return config, plan
 
 
 def load_model(plan: vlm_models.Plan, config: TrainConfig, processes: Processes, console: Console) -> vlm_models.VLM:
     """The model as planned; what it is, is shown."""
     torch.manual_seed(config.seed)
-    console.print(str(plan), highlight=False, soft_wrap=True, markup=False)
+    for line in filter(None, (processes.launch.deepspeed, plan)):
+        console.print(str(line), highlight=False, soft_wrap=True, markup=False)
     if processes.sharded:
         plan = replace(plan, device=torch.device("cpu"))  # from where `shard` takes layer by layer
     vlm = plan.load()

@@ -1,4 +1,5 @@
-"""The base model shared out over the processes by FSDP2, as `accelerate launch --use_fsdp --fsdp_version 2` asks.
+"""The base model shared out over the processes by FSDP2, as `accelerate launch --use_fsdp --fsdp_version 2` asks, or
+ZeRO 3 of a DeepSpeed configuration.
 
 Of every layer of the language model each process holds its part, and all gather the whole of it while it runs. Whole in
 each process are what is trained, so that optimizer, checkpoints and the averaging of gradients are what they are
@@ -51,20 +52,20 @@ def is_sharded(vlm: VLM) -> bool:
     return hasattr(vlm, "unshard")
 
 
-def check_sharded(config: TrainConfig) -> None:
-    """Raise ConfigError for options that do not go with sharding."""
+def check_sharded(config: TrainConfig, asked: str) -> None:
+    """Raise ConfigError for options that do not go with sharding, which was `asked` for by this."""
     if torch.__version__ < "2.7":
-        raise ConfigError(f"--use_fsdp: needs torch 2.7 or later, this is {torch.__version__}")
+        raise ConfigError(f"{asked}: needs torch 2.7 or later, this is {torch.__version__}")
     without = "or start it by `accelerate launch --multi_gpu`"
     if config.method == "full" and config.targets != "vision":
-        raise ConfigError(f"--method full: --use_fsdp shares out what is frozen; use --method lora, {without}")
+        raise ConfigError(f"--method full: {asked} shares out what is frozen; use --method lora, {without}")
     if config.quantization != "none":
         raise ConfigError(
-            f"--quantization {config.quantization}: quantized weights are not shared out by --use_fsdp; use "
+            f"--quantization {config.quantization}: quantized weights are not shared out by {asked}; use "
             f"--quantization none, {without}"
         )
     if config.batch_size == AUTO:
-        raise ConfigError("--batch-size auto: with --use_fsdp no process can try sizes by itself; give a number")
+        raise ConfigError(f"--batch-size auto: with {asked} no process can try sizes by itself; give a number")
 
 
 def layers_of(vlm: VLM) -> Iterator[nn.Module]:
