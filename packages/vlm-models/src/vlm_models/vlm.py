@@ -22,6 +22,7 @@ from vlm_models.block_attention import packed_mask
 from vlm_models.generation import Answer, generate
 from vlm_models.head_loss import head_loss
 from vlm_models.last_layer import Span, only_at
+from vlm_models.lean import keep_less
 from vlm_models.linear import speed_up
 from vlm_models.packing import Packing, pack
 
@@ -46,6 +47,7 @@ class VLM(nn.Module, ABC):
     def __init__(self, model: nn.Module, processor: Any, name: str):
         super().__init__()
         speed_up(model)
+        keep_less(model)
         self.model = model
         self.processor = processor
         self.name = name
