@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_eval import report
-from vlm_infer.files import write_whole
 from vlm_infer.rows import Rows
 from vlm_infer.scoring import score_all
+from vlm_runs.files import write_whole
 
 SHOWN = 2000  # rows on a page, at most
 

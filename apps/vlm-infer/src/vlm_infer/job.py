@@ -1,9 +1,12 @@
 """Rows through a model: each of them once, and those that fail once more at the end."""
 
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
+from rich.console import Console
 
 from vlm_data import Rejected
 from vlm_infer.batches import batches
@@ -11,8 +14,8 @@ from vlm_infer.engines import Engine
 from vlm_infer.generation import Outcome
 from vlm_infer.journal import Done, Journal, Record
 from vlm_infer.output import official
-from vlm_infer.progress import track
 from vlm_infer.rows import Row, Rows
+from vlm_runs.progress import track
 
 Keep = Callable[[list[Record]], None]
 
@@ -56,20 +59,29 @@ def _answer(engine: Engine, rows: Rows, positions: Sequence[int], keep: Keep, tr
     before: rows that were done before, for people to see.
     """
     title = "generating" if tries == 1 else "trying failed rows again"
-    with track(title, before, before + len(positions)) as tracker:
+    console = Console(file=sys.stderr)  # where it does not stand among texts
+    started, done, failed = time.perf_counter(), 0, 0
+
+    def rate() -> float:
+        return done / max(time.perf_counter() - started, 1e-9)
+
+    with track(console, title, before + len(positions), before) as progress:
 
         def keep_all(records: list[Record]) -> None:
+            nonlocal done, failed
             keep(records)
-            tracker.advance(len(records), sum(record["text"] is None for record in records))
+            done += len(records)
+            failed += sum(record["text"] is None for record in records)
+            progress.at(before + done, note=f"{rate():.1f} rows/s" + (f", {failed} failed" if failed else ""))
 
         def reject(position: int, bad: Rejected) -> None:
             row = {"id": bad.source, "source": bad.source, "image": {"path": None}, "prompt": None, "references": []}
             keep_all([_record(position, row, Outcome(None, None, 0.0, bad.reason), tries)])
 
         for batch, outcomes in engine.map(batches(rows, positions, engine.batch_size, reject)):
-            done = zip(batch.positions, batch.rows, outcomes, strict=True)
-            keep_all([_record(position, row, outcome, tries) for position, row, outcome in done])
-    return tracker.rate
+            answered = zip(batch.positions, batch.rows, outcomes, strict=True)
+            keep_all([_record(position, row, outcome, tries) for position, row, outcome in answered])
+    return rate()
 
 
 def _record(position: int, row: Row, outcome: Outcome, tries: int) -> Record:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm_infer.errors import InferError
-from vlm_infer.files import whole
 from vlm_infer.rows import Row, Rows
+from vlm_runs.files import whole
 
 Record = dict[str, Any]
 COLUMNS = ("id", "image", "prompt", "text", "logprob", "seconds")

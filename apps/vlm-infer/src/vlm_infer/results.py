@@ -18,11 +18,11 @@ import numpy as np
 
 from vlm_data import Rejected
 from vlm_infer.errors import InferError
-from vlm_infer.files import whole, write_whole
 from vlm_infer.journal import Done, Record, check, check_parts
 from vlm_infer.output import write
 from vlm_infer.rows import Rows
 from vlm_infer.scoring import score
+from vlm_runs.files import whole, write_whole
 
 FIRST = 10  # rows without a text that the summary names
 Settings = dict[str, Any]

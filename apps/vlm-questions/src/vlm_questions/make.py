@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlm_data import Rejected, generate
+from vlm_runs.progress import track
 
 CONSOLE = Console(stderr=True)
 
@@ -54,19 +54,17 @@ def by_model(
 ) -> Made:
     """Asks about the products that no earlier run for the same `out` has asked about."""
     endpoint = generate.Endpoint(url, model, key=key, retries=retries, timeout=timeout)
-    columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
     with (
         generate.Journal(replies_file(out), {"model": model, "per_image": per_image}) as journal,
-        Progress(*columns, console=CONSOLE, transient=True) as progress,
+        track(CONSOLE, "asking about images", len(products)) as progress,
     ):
-        task = progress.add_task("", total=len(products))
         unanswered = generate.ask_all(
             products,
             endpoint,
             journal,
             per_image=per_image,
             concurrency=concurrency,
-            progress=lambda done, total: progress.update(task, completed=done),
+            progress=progress.at,
         )
         return Made(*generate.from_replies(products, journal), unanswered)
 

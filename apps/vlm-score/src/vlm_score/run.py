@@ -10,12 +10,13 @@ from rich.table import Table
 import vlm_eval
 from vlm_eval import report
 from vlm_eval.report import Row
+from vlm_runs.files import write_whole
 from vlm_score import metrics as of_metrics
 from vlm_score.errors import ScoreError
 from vlm_score.files import Record, read_records
 from vlm_score.metrics import METRICS, Models
 from vlm_score.rows import Answer, Columns, join
-from vlm_score.write import rows_csv, scores_json, scores_markdown, write_text
+from vlm_score.write import rows_csv, scores_json, scores_markdown
 
 UserError = (OSError, ImportError)
 
@@ -50,12 +51,12 @@ def run(
 
     folder = out or predictions.with_name(f"{predictions.stem}-scores")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "scores.json", scores_json(rows, runs, comparisons, left_out))
-    write_text(folder / "scores.md", scores_markdown(rows, runs, comparisons))
-    write_text(folder / "rows.csv", rows_csv(rows, runs))
+    write_whole(folder / "scores.json", scores_json(rows, runs, comparisons, left_out))
+    write_whole(folder / "scores.md", scores_markdown(rows, runs, comparisons))
+    write_whole(folder / "rows.csv", rows_csv(rows, runs))
     title = " against ".join(run.name for run in runs)
     lower = of_metrics.LOWER_IS_BETTER
-    write_text(folder / "report.html", report.page(title, rows, runs, comparisons, lower, folder))
+    write_whole(folder / "report.html", report.page(title, rows, runs, comparisons, lower, folder))
     _show(console, rows, runs, comparisons, left_out, folder)
     return folder
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from importlib.metadata import version
-from pathlib import Path
 
 from vlm_eval import Score
 from vlm_eval.report import Comparisons, Row, Run
@@ -86,11 +85,3 @@ def scores_markdown(rows: list[Row], runs: list[Run], comparisons: Comparisons) 
             )
         lines.append("")
     return "\n".join(lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: written beside and renamed."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    partial.replace(path)

@@ -17,6 +17,7 @@ from rich.text import Text
 import peft_methods
 import vlm_data
 import vlm_models
+from vlm_runs.progress import Tracker
 from vlm_train.adapting.attaching import attach, check_methods
 from vlm_train.adapting.prefix_start import start_prefix
 from vlm_train.engine.batch_size import fitting_batch_size
@@ -34,7 +35,6 @@ from vlm_train.outcome.results import close, headline, write_results
 from vlm_train.outcome.step_log import is_logged, line_of, note_of
 from vlm_train.outcome.trackers import Trackers, check_trackers
 from vlm_train.processes import Processes
-from vlm_train.progress import Tracker
 from vlm_train.rows.batches import Batches
 from vlm_train.rows.data import collator_of, fitting, read_data
 from vlm_train.rows.features import Features, encode_once

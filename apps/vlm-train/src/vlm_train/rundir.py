@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from vlm_data import Stream
 from vlm_models import VLM
+from vlm_runs.files import partial_name, write_whole
 from vlm_train.environment import describe_environment
 from vlm_train.errors import ConfigError
 from vlm_train.options.config import TrainConfig
@@ -53,13 +54,7 @@ class RunDir:
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Whole or not at all: written beside and renamed."""
-        partial = self.folder / _partial(name)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / name)
+        write_whole(self.folder / name, content)
 
     def append(self, name: str, record: dict) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
@@ -102,12 +97,7 @@ def choose_folder(config: TrainConfig) -> Path:
 
 def _is_empty(folder: Path) -> bool:
     """Whether nothing is in it, but for what a run leaves that is killed before its run.json is there."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {_partial("run.json")}
-
-
-def _partial(name: str) -> str:
-    """What a file is called until it is whole."""
-    return f".{name}.partial"
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {partial_name("run.json")}
 
 
 def make_folder(folder: Path) -> RunDir:

@@ -10,9 +10,9 @@ from rich.console import Console
 import vlm_eval
 from vlm_data import Collator
 from vlm_models import VLM, Batch, ModelError, together
+from vlm_runs.progress import track
 from vlm_train.errors import ConfigError
 from vlm_train.processes import Processes
-from vlm_train.progress import track
 from vlm_train.rows.images import image_numbers
 from vlm_train.rows.prefetch import prefetched
 

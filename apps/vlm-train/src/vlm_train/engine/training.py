@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vlm_data import Collator
 from vlm_models import VLM
+from vlm_runs.progress import Tracker, track
 from vlm_train.adapting.attaching import Attached
 from vlm_train.engine.checkpoints import Checkpoints
 from vlm_train.engine.evaluate import Evaluation, evaluate, evaluation_of
@@ -21,7 +22,6 @@ from vlm_train.engine.stopping import Interrupted, Signals
 from vlm_train.errors import TrainError
 from vlm_train.options.config import TrainConfig
 from vlm_train.processes import Processes
-from vlm_train.progress import Tracker, track
 from vlm_train.rows.batches import Batches
 from vlm_train.rows.streaming import StreamBatches
 from vlm_train.rundir import RunDir

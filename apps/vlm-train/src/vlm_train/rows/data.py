@@ -10,9 +10,9 @@ from rich.console import Console
 
 import vlm_data
 from vlm_models import VLM
+from vlm_runs.progress import track
 from vlm_train.options.checks import NAMED_DATA
 from vlm_train.options.config import TrainConfig
-from vlm_train.progress import track
 
 
 @dataclass(frozen=True)

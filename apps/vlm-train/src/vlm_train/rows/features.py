@@ -9,8 +9,8 @@ from rich.console import Console
 from vlm_data import Collator, content_key, decode
 from vlm_data.collators import ImageInputs
 from vlm_models import Batch, FeatureCache
+from vlm_runs.progress import track
 from vlm_train.processes import Processes
-from vlm_train.progress import track
 from vlm_train.rows.images import DistinctImages
 from vlm_train.rows.prefetch import prefetched
 

@@ -11,9 +11,9 @@ from rich.console import Console
 import vlm_data
 from vlm_data import Collator, Rejected
 from vlm_models import VLM, Batch
+from vlm_runs.progress import track
 from vlm_train.options.config import TrainConfig
 from vlm_train.processes import Processes
-from vlm_train.progress import track
 from vlm_train.rows.data import Data, check_rejected, part_of, sample_of
 
 EXAMPLES = 64  # rows that are looked at before the first step

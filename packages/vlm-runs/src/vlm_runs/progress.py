@@ -11,11 +11,14 @@ SECONDS_BETWEEN_LINES = 10
 
 
 class Tracker:
-    """Shows how far a task of `total` units is: a live bar on a terminal, else a line every ten seconds."""
+    """Shows how far a task of `total` units is: a live bar on a terminal, else a line every ten seconds.
 
-    def __init__(self, console: Console, title: str, total: int, bar: Progress | None):
-        self.console, self.title, self.total, self.bar = console, title, total, bar
-        self.task = bar.add_task(title, total=total, note="") if bar else None
+    before: units that were done already, which took no time of this task.
+    """
+
+    def __init__(self, console: Console, title: str, total: int, before: int, bar: Progress | None):
+        self.console, self.title, self.total, self.before, self.bar = console, title, total, before, bar
+        self.task = bar.add_task(title, total=total, completed=before, note="") if bar else None
         self.start = self.printed = time.perf_counter()
 
     def at(self, done: int, total: int | None = None, note: str = "") -> None:
@@ -27,16 +30,16 @@ class Tracker:
         now = time.perf_counter()
         if now - self.printed >= SECONDS_BETWEEN_LINES:
             self.printed = now
-            left = (now - self.start) / max(done, 1) * (self.total - done)
+            left = (now - self.start) / max(done - self.before, 1) * (self.total - done)
             self.console.print(f"{self.title} {done}/{self.total}  {note}  {left:.0f} s left", highlight=False)
 
 
 @contextmanager
-def track(console: Console, title: str, total: int) -> Iterator[Tracker]:
+def track(console: Console, title: str, total: int, before: int = 0) -> Iterator[Tracker]:
     """A `Tracker` for one task."""
     if not console.is_terminal:
-        yield Tracker(console, title, total, None)
+        yield Tracker(console, title, total, before, None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        yield Tracker(console, title, total, bar)
+        yield Tracker(console, title, total, before, bar)
