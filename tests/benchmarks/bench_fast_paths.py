@@ -99,11 +99,14 @@ def qwen_model(vocabulary: int = 32000, layers: int = 8, width: int = 384) -> nn
     return transformers.Qwen2VLForConditionalGeneration(config).train()
 
 
-def qwen_batch(images: int, questions: int, answer: int = 2, words: int = 31000) -> Batch:
-    """`questions` of 14 tokens about each image of 64 tokens; image inputs are those of the distinct images."""
+def qwen_batch(images: int, questions: int, answer: int = 2, words: int = 31000, side: int = 16) -> Batch:
+    """`questions` of 14 tokens about each image of side² patches, four of which are a token.
+
+    Image inputs are those of the distinct images.
+    """
     torch.manual_seed(1)
     rows = images * questions
-    before = torch.tensor([5, 6, 7, 31991] + [31990] * 64 + [31992]).expand(rows, -1)
+    before = torch.tensor([5, 6, 7, 31991] + [31990] * (side // 2) ** 2 + [31992]).expand(rows, -1)
     ids = torch.cat([before, torch.randint(10, words, (rows, 14 + answer))], 1)
     labels = ids.clone()
     labels[:, : labels.shape[1] - answer] = -100
@@ -112,8 +115,8 @@ def qwen_batch(images: int, questions: int, answer: int = 2, words: int = 31000)
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": (ids == 31990).long(),
         "labels": labels,
-        "pixel_values": torch.randn(images * 256, 3 * 2 * 14 * 14),
-        "image_grid_thw": torch.tensor([[1, 16, 16]]).expand(images, -1),
+        "pixel_values": torch.randn(images * side**2, 3 * 2 * 14 * 14),
+        "image_grid_thw": torch.tensor([[1, side, side]]).expand(images, -1),
         "image_index": torch.arange(images).repeat_interleave(questions),
     }
 
