@@ -112,3 +112,10 @@ def test_what_ends_a_run_is_told(code, raised, message, tmp_path, monkeypatch):
     monkeypatch.setattr(training.subprocess, "run", Called(code, "a warning\nerror: --rank must be at least 1\n"))
     with pytest.raises(raised, match=message):
         train_cell(cell, config, tmp_path / cell.name)
+
+
+def test_out_that_cannot_be_written_is_told_in_a_line(tmp_path):
+    (tmp_path / "file").touch()
+    (cell, config) = next(iter(cells_of("lora", [], 1, COMMON).items()))
+    with pytest.raises(ConfigError, match="cannot be written .*; choose another --out"):
+        train_cell(cell, config, tmp_path / "file" / "runs" / cell.name)

@@ -41,6 +41,21 @@ def test_out_may_be_empty_but_not_in_use(tmp_path):
         choose_folder(config)
 
 
+def test_out_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"--out .*run: .*file is a file; choose another folder"):
+        choose_folder(TrainConfig(out=str(tmp_path / "file" / "run")))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # tests may run as one who may write anywhere
+    with pytest.raises(ConfigError, match=r"--out .*run: .* cannot be written to; choose another folder"):
+        choose_folder(TrainConfig(out=str(tmp_path / "run")))
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="--out .*run: Not a directory; choose another folder"):
+        make_folder(tmp_path / "file" / "run")
+
+
 def test_files_are_whole_or_absent(tmp_path):
     run = RunDir(tmp_path)
     run.write_lines("a.jsonl", [{"text": "é"}, {"text": "b"}])

@@ -33,14 +33,17 @@ def status_of(folder: Path, config: TrainConfig) -> str:
 def train_cell(cell: Cell, config: TrainConfig, folder: Path) -> None:
     """Train a cell, or go on with it. Its configuration is written beside its folder, to be run by hand too.
 
-    Raises TrainError: vlm-train failed; the message is its last line.
+    Raises TrainError: vlm-train failed; the message is its last line. ConfigError: its folder cannot be made.
     """
     if status_of(folder, config) == "begun":
         arguments = ["--resume", str(folder)]
     else:
         file = folder.with_name(f"{cell.name}.yaml")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(effective(config, {}), encoding="utf-8")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(effective(config, {}), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out: {file} cannot be written ({error.strerror}); choose another --out") from error
         arguments = ["--config", str(file)]
     # What it shows goes to the same terminal; what it complains of is needed here.
     command = [sys.executable, "-m", "vlm_train", *arguments]

@@ -87,11 +87,21 @@ def choose_folder(config: TrainConfig) -> Path:
                 raise ConfigError(f"--out {folder} exists and is not empty; choose another folder or remove it")
             fix = "choose another folder, go on with it by --resume, or replace it by --overwrite"
             raise ConfigError(f"--out {folder} already holds a run; {fix}")
-        return folder
+        return _writable(folder)
     base = Path("runs") / f"{Path(config.model).name}-{config.method}-{Path(config.data).stem}"
     number = 1
     while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
         number += 1
+    return _writable(folder)
+
+
+def _writable(folder: Path) -> Path:
+    """The same folder. Raises ConfigError, before a model is loaded, if it can be seen that it cannot be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--out {folder}: {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {folder}: {there} cannot be written to; choose another folder")
     return folder
 
 
@@ -101,10 +111,13 @@ def _is_empty(folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> RunDir:
-    """The folder of a new run, without what an older one has left in it."""
-    if (folder / "run.json").exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder of a new run, without what an older one has left in it. Raises ConfigError if it cannot be made."""
+    try:
+        if (folder / "run.json").exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror or error}; choose another folder") from error
     return RunDir(folder)
 
 
