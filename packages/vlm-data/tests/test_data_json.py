@@ -2,6 +2,9 @@
 
 import json
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import vlm_data
@@ -250,3 +253,52 @@ def test_records_with_the_usual_names_and_with_others(tmp_path):
         vlm_data.open(odd)
     with pytest.raises(DataError, match=r"no column 'foto' for image \(nearest: photo\)"):
         vlm_data.open(odd, columns="image=foto")
+
+
+MIXED = [
+    {"image": "a.jpg", "question": "what?", "answer": "dog", "caption": None},
+    {"image": "a.jpg", "question": None, "answer": None, "caption": "a dog"},
+    {"image": "a.jpg", "question": "", "answer": "dog", "caption": ""},
+]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_captions_and_questions_in_one_file(first, tmp_path):
+    put(tmp_path, "a.jpg")
+    filled = [{name: value for name, value in record.items() if value} for record in MIXED]
+    rejected = []
+    for records in (MIXED, filled):  # all names in every record, or only those that say something
+        path = put(tmp_path, "x.json", content=[records[first], records[1 - first], records[2]])
+        rows = vlm_data.open(path, rejected=rejected)
+        wanted = [("what?", ["dog"]), (None, ["a dog"])]
+        assert list(zip(rows["prompt"], rows["references"], strict=True)) == [wanted[first], wanted[1 - first]]
+    assert [record.source for record in rejected] == [f"{path}[2]"] * 2 and "is empty" in rejected[0].reason
+    given = put(tmp_path, "y.json", content=MIXED)
+    for columns, prompts in (("prompt=question", ["what?"]), ("prompt=,references=caption", [None])):
+        assert vlm_data.open(given, columns=columns, rejected=[])["prompt"][:] == prompts
+
+
+def test_rows_of_the_schema_come_back_from_json(tmp_path):
+    put(tmp_path, "a.jpg")
+    records = [
+        {"image": "a.jpg", "prompt": prompt, "references": references}
+        for prompt, references in (("what?", ["dog"]), (None, ["a dog", "dogs"]), (None, []))
+    ]
+    rejected = []
+    rows = vlm_data.open(put(tmp_path, "x.json", content=records), rejected=rejected)
+    assert rows["prompt"][:] == ["what?", None] and rows["references"][:] == [["dog"], ["a dog", "dogs"]]
+    assert [record.reason for record in rejected] == ["prompt is empty"]
+
+
+def test_captions_and_questions_in_tables(tmp_path):
+    put(tmp_path, "a.jpg")
+    table = "image,question,answer,caption\na.jpg,what?,dog,\na.jpg,,,a dog\na.jpg,,dog,\n"
+    pq.write_table(pa.Table.from_pylist(MIXED), tmp_path / "x.parquet")
+    datasets.Dataset.from_list(MIXED).save_to_disk(tmp_path / "saved")
+    for path, image_dir in ((put(tmp_path, "x.csv", content=table), None), (tmp_path / "x.parquet", None)):
+        rejected = []
+        rows = vlm_data.open(path, image_dir=image_dir, rejected=rejected)
+        assert rows["prompt"][:] == ["what?", None] and rows["references"][:] == [["dog"], ["a dog"]]
+        assert [record.reason for record in rejected] == ["question is empty"]
+    rows = vlm_data.open(tmp_path / "saved", image_dir=tmp_path, rejected=[])
+    assert rows["prompt"][:] == ["what?", None]

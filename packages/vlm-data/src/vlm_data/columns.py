@@ -13,6 +13,8 @@ PROMPTS = ("question", "prompt", "query", "prefix")
 ANSWERS = ("answer", "answers", "references", "response", "multiple_choice_answer", "label", "suffix")
 CAPTIONS = ("caption", "captions", "references", "text", "sentences")
 FIELDS = ("image", "prompt", "references")
+# Where tasks are mixed: what a row of the other task than the first row's has its texts in.
+QUESTION, ITS_ANSWER, CAPTION = "question", ("answer", "answers"), ("caption", "captions")
 
 
 def parse(text: str) -> dict[str, str]:
@@ -28,11 +30,15 @@ def parse(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; prompt None: captions; references None: nothing is known about the images or answers yet."""
+    """Names of columns; prompt None: captions; references None: nothing is known about the images or answers yet.
+
+    mixed: whether a row may be of the other task; not where the prompt's column was given.
+    """
 
     image: str
     prompt: str | None
     references: str | None
+    mixed: bool = True
 
     @classmethod
     def choose(cls, names: Iterable[str], given: Mapping[str, str] | None, source: str) -> "Columns":
@@ -57,21 +63,33 @@ class Columns:
                 f"{source}: columns found: {listed(names)}; none is a caption or a question: "
                 "give columns 'prompt=NAME,references=NAME'"
             )
-        return cls(image, prompt, references)
+        return cls(image, prompt, references, "prompt" not in given)
+
+    def read_of(self, names: Iterable[str]) -> list[str]:
+        """Those of a table's columns that rows are made of."""
+        wanted = {self.image, self.prompt, self.references, *(CAPTION if self.mixed else ())}
+        return [name for name in names if name in wanted]
 
     def texts(self, record: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-        """(prompt, references) of a record. Raises BadRow if one is empty that must not be."""
-        prompt = None
-        if self.prompt is not None:
-            prompt = as_text(record.get(self.prompt), self.prompt)
-            if not prompt:
-                raise BadRow(f"{self.prompt} is empty")
-        if self.references is None:
-            return prompt, []
-        references = as_texts(record.get(self.references), self.references)
-        if prompt is None and not references:
+        """(prompt, references) of a record, which may be a caption among questions, or a question among captions.
+
+        Raises BadRow if one is empty that must not be.
+        """
+        if self.prompt is None:
+            references = as_texts(record.get(self.references), self.references) if self.references else []
+            if references or self.references is None:
+                return None, references
+            if self.mixed and (question := as_text(record.get(QUESTION), QUESTION)):
+                return question, _filled(record, ITS_ANSWER)
             raise BadRow(f"{self.references} is empty")
-        return prompt, references
+        prompt = as_text(record.get(self.prompt), self.prompt)
+        if prompt:
+            return prompt, as_texts(record.get(self.references), self.references) if self.references else []
+        # A row of `schema.FEATURES` that is a caption has no prompt, and its texts in `references`.
+        names = (*CAPTION, FIELDS[2]) if self.prompt == FIELDS[1] else CAPTION
+        if self.mixed and (captions := _filled(record, names)):
+            return None, captions
+        raise BadRow(f"{self.prompt} is empty")
 
 
 def as_text(value: Any, name: str) -> str:
@@ -88,6 +106,11 @@ def as_texts(value: Any, name: str) -> list[str]:
     values = value if isinstance(value, list | tuple) else [value]
     texts = [as_text(one.get("answer") if isinstance(one, dict) else one, name) for one in values]
     return [text for text in texts if text]
+
+
+def _filled(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The texts in the first of these columns that holds any."""
+    return next((texts for name in names if (texts := as_texts(record.get(name), name))), [])
 
 
 def _first(usual: Iterable[str], names: list[str]) -> str | None:

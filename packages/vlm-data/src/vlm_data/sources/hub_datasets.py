@@ -21,7 +21,7 @@ def read(asked: Request) -> Iterator[dict | Rejected]:
             raise DataError(f"{asked.path} has no split {asked.split or 'train'!r}: its splits are {', '.join(found)}")
         found = found[asked.split or "train"]
     chosen = Columns.choose(found.column_names, asked.columns, str(asked.path))
-    found = found.select_columns(sorted({chosen.image, chosen.prompt, chosen.references} - {None}))
+    found = found.select_columns(chosen.read_of(found.column_names))
     if isinstance(found.features[chosen.image], datasets.Image):
         found = found.cast_column(chosen.image, datasets.Image(decode=False))
     return records.rows(_records(found, chosen, asked), asked, asked.path.name)

@@ -26,9 +26,8 @@ def file_records(path: Path, asked: Request) -> Iterator[tuple[str, dict | Rejec
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             chosen = Columns.choose(names, asked.columns, str(path))
-            wanted = {chosen.image, chosen.prompt, chosen.references} - {None}
             number = 0
-            for batch in file.iter_batches(_BATCH, columns=[name for name in names if name in wanted]):
+            for batch in file.iter_batches(_BATCH, columns=chosen.read_of(names)):
                 for record in batch.to_pylist():
                     yield f"{path}: row {number}", record
                     number += 1
