@@ -11,11 +11,13 @@ import peft_methods as pm
 import vlm_data
 import vlm_models
 from vlm_runs.adapters import VISION, put_on
-from vlm_train.adapting.attaching import attach, check_methods
+from vlm_train.adapting.attaching import attach, check_methods, count_trained
 from vlm_train.adapting.methods import method_of
 from vlm_train.errors import ConfigError
 from vlm_train.options.checks import METHODS
 from vlm_train.options.config import TrainConfig
+from vlm_train.processes import Processes
+from vlm_train.run import plan_model, run
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +224,7 @@ def test_the_loss_of_adalora_has_the_term_that_peft_gives_it(tmp_path, monkeypat
         ('{"peft_type": "LORA", "target_modules": ["query"]}', "^--targets: .* has target_modules; leave one"),
         ('{"peft_type": "ADALORA", "init_r": 4, "total_step": 10}', "target_r 8 is more than init_r 4"),
         ('{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}', "use --method prefix"),
+        ('{"peft_type": "LN_TUNING"}', "LN_TUNING needs target_modules, norms; or use --method norm"),
     ],
 )
 def test_a_configuration_of_peft_that_cannot_be_used(content, message, tmp_path):
@@ -231,3 +234,80 @@ def test_a_configuration_of_peft_that_cannot_be_used(content, message, tmp_path)
     with pytest.raises(ConfigError, match=message) as told:
         check_methods(config)
     assert "\n" not in str(told.value) and "peft.json" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "quantization", "message"),
+    [
+        ({"peft_type": "LOHA"}, "nf4", "cannot put this kind on quantized weights; use --quantization none, or LORA"),
+        ({"peft_type": "DELORA"}, "int8", "cannot put this kind on quantized weights"),
+        ({"peft_type": "TRAINABLE_TOKENS"}, "none", "TRAINABLE_TOKENS trains nothing in this model"),
+        (
+            {"peft_type": "LORA", "modules_to_save": ["lm_head"]},
+            "none",
+            "share lm_head's weights; add ensure_weight_ty",
+        ),
+    ],
+)
+def test_what_peft_finds_out_too_late_is_refused_when_it_is_put_on(content, quantization, message, tmp_path):
+    pytest.importorskip("peft")
+    if quantization != "none":
+        pytest.importorskip("bitsandbytes")
+    (tmp_path / "peft.json").write_text(json.dumps(content))
+    config = TrainConfig(method="peft", peft_config=str(tmp_path / "peft.json"))
+    with pytest.raises(ConfigError, match=f"^--peft-config .*{message}"):
+        attach(config, vlm_models.load("tiny-qwen2-vl", quantization, device="cpu"))
+
+
+def test_a_head_that_stays_tied_to_its_embeddings_comes_back(tmp_path):
+    pytest.importorskip("peft")
+    tied = {"peft_type": "LORA", "modules_to_save": ["lm_head"], "ensure_weight_tying": True}
+    (tmp_path / "peft.json").write_text(json.dumps(tied))
+    vlm = vlm_models.load("tiny-qwen2-vl", device="cpu")
+    attach(TrainConfig(method="peft", peft_config=str(tmp_path / "peft.json")), vlm).save(tmp_path / "adapter")
+    assert put_on(vlm_models.load("tiny-qwen2-vl", device="cpu").model, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", vlm_models.TINY)
+def test_without_weights_as_many_parameters_are_counted(name):
+    outline, whole = vlm_models.plan(name).config, vlm_models.load(name, device="cpu")
+    for number, method in enumerate(METHODS):
+        targets = ("language", "all")[number % 2]
+        config = TrainConfig(model=name, method=method, targets=targets)
+        attached = attach(config, whole)
+        assert count_trained(config, vlm_models.skeleton(outline, name)) == attached.trainable
+        attached.detach()
+        whole.model.requires_grad_(True)
+
+
+def test_kinds_of_peft_that_begin_with_the_weights_cannot_be_counted(tmp_path):
+    pytest.importorskip("peft")
+    (tmp_path / "peft.json").write_text('{"peft_type": "FROD"}')
+    config = TrainConfig(method="peft", peft_config=str(tmp_path / "peft.json"))
+    assert count_trained(config, vlm_models.skeleton(vlm_models.plan("tiny-qwen2-vl").config)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"method": "prefix", "targets": "vision"}, "^--targets: prefix finds nothing to train in the vision part of"),
+        ({"method": "pfeiffer", "targets": "q_proj"}, "--method pfeiffer takes language, vision, all, or re:"),
+        ({"targets": "q_prj"}, "'q_prj' matches no module; nearest: q_proj"),
+    ],
+)
+def test_targets_that_a_method_cannot_use_are_refused_before_the_model_is_loaded(options, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(vlm_models.Plan, "load", lambda _: pytest.fail("loaded"))
+    with pytest.raises((ConfigError, pm.TargetError), match=told):
+        run(TrainConfig(**options, device="cpu", out=str(tmp_path / "run")))
+
+
+def test_predicted_memory_is_that_of_the_method():
+    memory = {}
+    for method in ("full", "bitfit"):
+        _, plan = plan_model(TrainConfig(method=method, device="cpu"), Processes())
+        memory[method] = plan.memory.optimizer
+    vlm = vlm_models.load("tiny-qwen2-vl", device="cpu")
+    parts = tuple(f"{part}." for part in vlm.language_parts)
+    inside = {name: one for name, one in vlm.model.named_parameters() if name.startswith(parts)}
+    biases = sum(one.numel() for name, one in inside.items() if name.endswith("bias"))
+    assert memory == {"full": 16 * sum(one.numel() for one in inside.values()), "bitfit": 16 * biases}

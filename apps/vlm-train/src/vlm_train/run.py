@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -18,7 +19,7 @@ import peft_methods
 import vlm_data
 import vlm_models
 from vlm_runs.progress import Tracker
-from vlm_train.adapting.attaching import attach, check_methods
+from vlm_train.adapting.attaching import attach, check_methods, count_trained
 from vlm_train.adapting.prefix_start import start_prefix
 from vlm_train.engine.batch_size import fitting_batch_size
 from vlm_train.engine.checkpoints import Checkpoints, why_not_written
@@ -256,12 +257,14 @@ def show(config: TrainConfig) -> None:
 def plan_model(config: TrainConfig, processes: Processes) -> tuple[TrainConfig, vlm_models.Plan]:
     """How the model is going to be loaded, and the configuration with the quantization that was chosen.
 
-    What it refuses is told before data are read, which may take minutes.
+    What it refuses, and what the method cannot be put on, is told before data are read, which may take minutes.
     """
     device = config.device if processes.count == 1 else str(processes.device)
     # "auto" is for what does not fit whole, as sharding is.
     quantization = "none" if processes.sharded and config.quantization == "auto" else config.quantization
-    plan = vlm_models.plan(config.model, quantization, device, config.dtype, config.revision)
+    plan = vlm_models.plan(
+        config.model, quantization, device, config.dtype, config.revision, trained=partial(count_trained, config)
+    )
     config = replace(config, quantization=plan.quantization)
     check_optimizer(config, plan.device)
     launch = processes.launch

@@ -1,5 +1,6 @@
 """Load a model of any family by hub id, folder or tiny name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,8 +82,12 @@ def plan(
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    trained: Callable[[VLM], int | None] = lambda outline: None,
 ) -> Plan:
     """What `load` will do with these options, and its `load()` does. Of the model only its configuration is read.
+
+    trained: how many parameters of the model are going to be trained, which it is asked of a `skeleton` that it may
+    change; None is LoRA's usual share. Memory depends on it.
 
     Raises:
         ModelError: the model is unknown, unreachable or of another family, or an option is.
@@ -94,6 +99,7 @@ def plan(
     with reading(name):
         config = AutoConfig.from_pretrained(place, **hub)
     outline = skeleton(config, name)
+    count = trained(skeleton(config, name))
     saved, reason = quantization_of(config), ""
     if saved != "none":
         if quantization not in ("none", "auto", saved):
@@ -101,7 +107,7 @@ def plan(
         quantization, reason = saved, " (as it was saved)"
     elif quantization == "auto":
         free = free_memory(chosen_device)
-        needed = predict_memory(outline, dtype=chosen_dtype).total
+        needed = predict_memory(outline, dtype=chosen_dtype, trained=count).total
         quantization = "none" if free is None or needed <= free else "nf4"
         if free is None:
             reason = " (not quantized: 4 bits would be slow there)"
@@ -109,7 +115,7 @@ def plan(
             reason = f" ({needed / 2**30:.1f} GiB needed unquantized, {free / 2**30:.1f} free)"
     parts = [part for part, module in outline.model.named_modules() if part in outline.vision_parts]
     parts += [part for part, module in outline.model.named_modules() if module is outline.head]
-    memory = predict_memory(outline, quantization, chosen_dtype)
+    memory = predict_memory(outline, quantization, chosen_dtype, trained=count)
     whole = tuple(parts)
     return Plan(
         name, place, hub, config, type(outline), chosen_device, chosen_dtype, quantization, reason, memory, whole

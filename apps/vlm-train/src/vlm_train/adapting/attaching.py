@@ -13,6 +13,8 @@ import peft_methods as pm
 from vlm_models import VLM
 from vlm_runs.adapters import VISION
 from vlm_train.adapting.methods import further_options, method_of, vision_method_of
+from vlm_train.errors import ConfigError
+from vlm_train.options.checks import PARTS
 from vlm_train.options.config import TrainConfig
 
 
@@ -48,9 +50,33 @@ def attach(config: TrainConfig, vlm: VLM) -> Attached:
         from vlm_train.adapting.peft_adapter import PeftAttachment  # an extra
 
         return PeftAttachment(config, vlm)
-    first = pm.attach(vlm.model, method_of(config, vlm))
+    first = _put(vlm, method_of(config, vlm), "--targets", config.targets, config.method)
     vision = vision_method_of(config, vlm)
-    return first if vision is None else Both(first, pm.attach(vlm.model, vision))
+    if vision is None:
+        return first
+    return Both(first, _put(vlm, vision, "--vision-method", VISION, config.vision_method))
+
+
+def count_trained(config: TrainConfig, outline: VLM) -> int | None:
+    """How many parameters of a model a run will train, told by one without weights; None where that cannot be told.
+
+    Raises what `attach` raises: what makes no sense is refused before a model is loaded.
+    """
+    try:
+        return attach(config, outline).trainable
+    except (NotImplementedError, RuntimeError):  # some kinds of PEFT begin with numbers out of the weights
+        return None
+
+
+def _put(vlm: VLM, method: pm.Method, option: str, targets: str, name: str) -> pm.Attachment:
+    try:
+        return pm.attach(vlm.model, method)
+    except pm.TargetError as error:
+        if targets not in PARTS:  # a user's own names, which the error is about
+            raise
+        raise ConfigError(
+            f"{option}: {name} finds nothing to train in the {targets} part of {vlm.name}; choose another one"
+        ) from error
 
 
 class Both:

@@ -1,6 +1,7 @@
 """`--method peft`: any configuration of Hugging Face PEFT that puts modules into a model, saved as PEFT saves it."""
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ from vlm_train.options.checks import PARTS
 from vlm_train.options.config import TrainConfig
 
 MEMORY, STEPS = "memory:", "steps"
+NOT_QUANTIZED = "PEFT cannot put this kind on quantized weights; use --quantization none, or LORA"
 
 
 def read_peft_config(config: TrainConfig) -> Any:
@@ -27,6 +29,8 @@ def read_peft_config(config: TrainConfig) -> Any:
 
     Raises ConfigError: peft is not installed, or the file cannot be used.
     """
+    # PEFT imports it, and it would warn of kernels for 4 bits on a CPU.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, PromptLearningConfig
     except ImportError:
@@ -60,6 +64,8 @@ def read_peft_config(config: TrainConfig) -> Any:
         made = chosen(**{**content, "inference_mode": False})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--peft-config {file}: {' '.join(str(error).split())}") from None
+    if kind == "LN_TUNING" and not made.target_modules:  # what --targets names are linear layers
+        raise ConfigError(f"--peft-config {file}: LN_TUNING needs target_modules, norms; or use --method norm")
     if kind == "ADALORA" and made.target_r > made.init_r:  # which PEFT finds out in the middle of training
         raise ConfigError(f"--peft-config {file}: target_r {made.target_r} is more than init_r {made.init_r}; lower it")
     return made
@@ -78,9 +84,17 @@ class PeftAttachment:
         if getattr(chosen, "target_modules", "") is None:
             chosen.target_modules = vlm.targets(config.targets) if config.targets in PARTS else config.target_list
         try:
-            self.peft_model = get_peft_model(vlm.model, chosen)
-        except (TypeError, ValueError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of names in transformers that PEFT still uses
+                self.peft_model = get_peft_model(vlm.model, chosen)
+        except (AttributeError, TypeError, ValueError) as error:
             raise ConfigError(f"--peft-config {config.peft_config}: {' '.join(str(error).split())}") from None
+        except RuntimeError:
+            if not any(_is_quantized(module) for module in vlm.model.modules()):
+                raise
+            raise ConfigError(f"--peft-config {config.peft_config}: {NOT_QUANTIZED}") from None
+        if problem := _why_useless(self.peft_model):
+            raise ConfigError(f"--peft-config {config.peft_config}: {problem}")
         self._steps = 0
         self._is_adalora = chosen.peft_type == "ADALORA"
 
@@ -148,3 +162,35 @@ class PeftAttachment:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Adapter .* have invalid shape")  # AdaLoRA leaves some with no ranks
             self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def _why_useless(peft_model: Any) -> str | None:
+    """What is wrong with PEFT's modules in a model that PEFT itself finds out too late, if at all."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    config, modules = peft_model.peft_config["default"], dict(peft_model.named_modules())
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    layers = [module for module in modules.values() if isinstance(module, BaseTunerLayer)]
+    if not layers or not any(one.requires_grad and one.numel() for one in peft_model.parameters()):
+        return f"{kind} trains nothing in this model; give it what its documentation names, or use another kind"
+    # PEFT has a layer of its own for each kind of quantized weight, in a module of its own.
+    if any(".bnb" not in type(layer).__module__ for layer in layers if _is_quantized(layer.get_base_layer())):
+        return NOT_QUANTIZED
+    tied = _tied(peft_model) if not getattr(config, "ensure_weight_tying", False) else ()
+    for name, module in modules.items():
+        if isinstance(module, ModulesToSaveWrapper) and module in tied:
+            name = name.removeprefix("base_model.model.")
+            return f"modules_to_save: embeddings and head share {name}'s weights; add ensure_weight_tying: true"
+    return None
+
+
+def _tied(peft_model: Any) -> tuple[nn.Module, ...]:
+    """Embeddings and head, if their weights are the same; such a pair, trained apart, cannot be loaded again."""
+    both = peft_model.get_input_embeddings(), peft_model.get_output_embeddings()
+    first, second = (getattr(getattr(module, "original_module", module), "weight", None) for module in both)
+    return both if first is not None and first is second else ()
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("bitsandbytes")
