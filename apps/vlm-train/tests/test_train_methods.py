@@ -56,6 +56,8 @@ def test_further_options_of_a_method(vlm):
     listed = method_of(TrainConfig(method_options="bias=all,train_also=[output]"), vlm)
     assert (listed.bias, listed.train_also) == ("all", ("output",))
     assert method_of(TrainConfig(method="prefix", method_options="length=4"), vlm).length == 4
+    placed = method_of(TrainConfig(method="adapter", method_options="placement=pfeiffer"), vlm)
+    assert placed == method_of(TrainConfig(method="pfeiffer"), vlm)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,7 @@ def test_further_options_of_a_method(vlm):
         ("grit", "enregy=0.9", "'enregy' is no option of --method grit; did you mean energy?"),
         ("lora", "rank=4", "'rank' is no option of --method lora"),
         ("bitfit", "within=a", "'within' is no option of --method bitfit; bitfit has none"),
+        ("houlsby", "placement=pfeiffer", "'placement' is no option of --method houlsby; houlsby has reduction"),
         ("grit", "energy=2", "energy=2: give a share"),
         ("prefix", "length", "must be NAME=VALUE"),
         ("prefix", "length=[", "must be NAME=VALUE"),

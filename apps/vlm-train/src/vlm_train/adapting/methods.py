@@ -20,6 +20,7 @@ _METHODS: dict[str, tuple[type[pm.Method], dict[str, Any]]] = {
     "rslora": (pm.LoRA, {"rank_stabilized": True}),
     "dora": (pm.LoRA, {"dora": True}),
     "grit": (pm.GRIT, {}),
+    "adapter": (pm.Adapter, {}),
     "houlsby": (pm.Adapter, {"placement": "houlsby"}),
     "pfeiffer": (pm.Adapter, {"placement": "pfeiffer"}),
     "parallel": (pm.Adapter, {"placement": "parallel"}),
@@ -30,7 +31,7 @@ _METHODS: dict[str, tuple[type[pm.Method], dict[str, Any]]] = {
 }
 # Not for --method-options: what the command line or the method's name says, and what the training loop settles.
 _SETTLED = {"rank", "alpha", "dropout", "targets", "within", "learning_rate_ratio", "rank_stabilized", "dora"}
-_SETTLED |= {"placement", "loss", "fisher"}
+_SETTLED |= {"loss", "fisher"}
 
 
 def method_of(config: TrainConfig, vlm: VLM) -> pm.Method:
@@ -56,7 +57,7 @@ def further_options(config: TrainConfig) -> dict[str, Any]:
     if config.method_options is None:
         return {}
     kind, fixed = _METHODS[config.method]
-    known = [field.name for field in fields(kind) if field.name not in _SETTLED]
+    known = [field.name for field in fields(kind) if field.name not in _SETTLED | fixed.keys()]
     options = _parse(config.method_options)
     for name in options:
         if name not in known:

@@ -8,7 +8,8 @@ from typing import Any
 from vlm_train.errors import ConfigError
 from vlm_train.schedules import SCHEDULES
 
-METHODS = ("lora", "rslora", "dora", "grit", "houlsby", "pfeiffer", "parallel", "prefix", "full", "bitfit", "norm")
+ADAPTERS = ("adapter", "houlsby", "pfeiffer", "parallel")
+METHODS = ("lora", "rslora", "dora", "grit", *ADAPTERS, "prefix", "full", "bitfit", "norm")
 OPTIMIZERS = ("adamw", "adamw8bit", "sgd")
 METRICS = ("exact_match", "vqa_accuracy", "bleu", "cider", "loss")  # those that suit the rows are known with them
 AUTO = -1  # the batch size that `--batch-size auto` stands for until the largest that fits is known
