@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vlm_models
+from vlm_train.errors import TrainError
 from vlm_train.options.config import TrainConfig
 from vlm_train.run import run
 
@@ -23,7 +24,7 @@ def fitting(monkeypatch):
             def checked(vlm, batch, *args, **options):
                 calls.append(len(batch["input_ids"]))
                 if len(calls) > from_call and calls[-1] > rows:
-                    raise torch.OutOfMemoryError("tried to allocate")
+                    torch.empty(2**60, dtype=torch.uint8)  # raises what a CPU's allocator does
                 return plain(vlm, batch, *args, **options)
 
             return checked
@@ -57,3 +58,18 @@ def test_evaluation_takes_fewer_rows_at_a_time(fitting, tmp_path):
     fitting(3)
     halved = run(TrainConfig(**OPTIONS, batch_size=3, out=str(tmp_path / "halved")))
     assert (plain / "predictions.jsonl").read_text() == (halved / "predictions.jsonl").read_text()
+
+
+def test_an_optimizer_that_does_not_fit_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(vlm_models.ModelError, match="^out of memory on cpu in the optimizer, in step 1; train fewer"):
+        run(TrainConfig(**OPTIONS, out=str(tmp_path / "run")))
+
+
+def test_memory_that_does_not_suffice_elsewhere_is_one_line(monkeypatch, tmp_path):
+    def refused(*_):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr(vlm_models.FeatureCache, "fill", refused)
+    with pytest.raises(TrainError, match="^out of memory outside of training's steps.*smaller --batch-size"):
+        run(TrainConfig(**OPTIONS, out=str(tmp_path / "run")))

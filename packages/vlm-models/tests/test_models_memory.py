@@ -113,3 +113,11 @@ def test_auto_on_a_cpu_is_not_quantized_and_says_why():
         f"predicted memory: {vlm_models.predict_memory(vlm_models.load('tiny-git', device='cpu'))}"
     )
     assert "tiny-git on cpu in nf4 beside float32; predicted" in str(vlm_models.plan("tiny-git", "nf4", device="cpu"))
+
+
+def test_a_cpu_that_is_out_of_memory_is_known_as_accelerators_are():
+    with pytest.raises(torch.OutOfMemoryError), vlm_models.out_of_memory_known():
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError) as other, vlm_models.out_of_memory_known():
+        torch.zeros(2) @ torch.zeros(3)
+    assert not isinstance(other.value, torch.OutOfMemoryError)

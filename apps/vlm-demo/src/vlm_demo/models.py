@@ -58,7 +58,7 @@ class Loaded:
         collate = vlm_data.collator(vlm.processor, vlm.family, vlm.max_length)
         batch = vlm.to_device(collate.prompts([row]))
         try:
-            with self._alone():
+            with self._alone(), vlm_models.out_of_memory_known():
                 answers = vlm.generate(
                     batch, settings.max_new_tokens, settings.num_beams, settings.temperature, seed=settings.seed
                 )

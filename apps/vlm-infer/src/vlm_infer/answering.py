@@ -51,7 +51,8 @@ class Answerer:
         while len(outcomes) < len(rows):
             some = slice(len(outcomes), len(outcomes) + self.batch_size)
             try:
-                outcomes += self._answer(positions[some], rows[some])
+                with vlm_models.out_of_memory_known():
+                    outcomes += self._answer(positions[some], rows[some])
                 continue
             except torch.OutOfMemoryError as error:
                 size = len(rows[some])

@@ -67,13 +67,19 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
     console = Console(quiet=not processes.main)
     with Signals() as signals:
         try:
-            return _run(config, resume, processes, signals, console)
+            with vlm_models.out_of_memory_known():
+                return _run(config, resume, processes, signals, console)
         except Interrupted as stop:
             raise SystemExit(stop.code) from None
         except OSError as error:
             if error.errno not in FULL:
                 raise
             raise TrainError(f"{error.filename or 'the run'}: {why_not_written(error)}") from error
+        except torch.OutOfMemoryError as error:  # beside steps and evaluations, which say more
+            raise TrainError(
+                "out of memory outside of training's steps, as images were encoded or the method was set up; use a "
+                "smaller --batch-size, --quantization nf4, or a smaller model"
+            ) from error
         except RuntimeError as error:  # torch raises it wherever the run just is
             if "DataLoader worker" not in str(error):
                 raise

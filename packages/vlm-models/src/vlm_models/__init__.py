@@ -7,7 +7,7 @@ from vlm_models.errors import ModelError
 from vlm_models.features import FeatureCache
 from vlm_models.generation import Answer, together
 from vlm_models.load import Plan, load, plan, skeleton
-from vlm_models.memory import Memory, predict_memory
+from vlm_models.memory import Memory, out_of_memory_known, predict_memory
 from vlm_models.parts import from_parts
 from vlm_models.quantize import QUANTIZATIONS
 from vlm_models.tiny import TINY, tiny_folder
@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "plan",
     "predict_memory",
+    "out_of_memory_known",
     "skeleton",
     "tiny_folder",
     "together",

@@ -9,6 +9,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from safetensors import SafetensorError
 
 from vlm_models.errors import ModelError
+from vlm_models.memory import out_of_memory_known
 from vlm_models.tiny import TINY
 
 # The cause: what to tell of it. transformers wraps them, so that causes of causes count.
@@ -28,7 +29,8 @@ ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, *REASONS)
 def reading(name: str) -> Iterator[None]:
     """Whatever transformers, the hub or torch raise within becomes a `ModelError` of one line."""
     try:
-        yield
+        with out_of_memory_known():
+            yield
     except ModelError:
         raise
     except ERRORS as error:

@@ -10,6 +10,8 @@ without the attention matrix, which fused attention does not keep. Their transfo
 is counted here is what goes into and comes out of each linear layer, so that any width will do.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,7 @@ TOKENS = 4096  # of a batch, images included: for example 8 rows of 512
 TRAINED = 0.005  # part of the parameters: LoRA of rank 16 on all linear layers is about that
 NF4 = 0.5 + (1 + 4 / 256) / 64  # bytes for a weight: 4 bits, and for 64 of them a scale of 8 bits, quantized by 256s
 ADAMW = 16  # bytes for a trained parameter
+EXHAUSTED = ("can't allocate memory", "out of memory")  # a CPU's allocator says, and Apple's
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,17 @@ def predict_memory(
     if trained is None:
         trained = round(TRAINED * total)
     return Memory(weights, activations, ADAMW * trained, logits * (size + 2 * 4))
+
+
+@contextmanager
+def out_of_memory_known() -> Iterator[None]:
+    """Inside, memory that does not suffice is a torch.OutOfMemoryError also on devices for which torch has only words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not any(words in str(error) for words in EXHAUSTED):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:

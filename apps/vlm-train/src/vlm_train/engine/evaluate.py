@@ -9,7 +9,7 @@ from rich.console import Console
 
 import vlm_eval
 from vlm_data import Collator
-from vlm_models import VLM, Batch, ModelError, together
+from vlm_models import VLM, Batch, ModelError, out_of_memory_known, together
 from vlm_runs.progress import track
 from vlm_train.errors import ConfigError
 from vlm_train.processes import Processes
@@ -155,11 +155,12 @@ def _answers(
     Where memory does not suffice for all at once, one half after the other.
     """
     try:
-        asked = vlm.to_device(prompts)
-        asked = {**asked, "features": vlm.encode_images(asked)}
-        texts = [answer.text for answer in vlm.generate(asked, longest)]
-        loss, tokens = vlm(vlm.to_device(collate(rows, _encoded_images(asked))))
-        return texts, [(loss.item(), int(tokens))]
+        with out_of_memory_known():
+            asked = vlm.to_device(prompts)
+            asked = {**asked, "features": vlm.encode_images(asked)}
+            texts = [answer.text for answer in vlm.generate(asked, longest)]
+            loss, tokens = vlm(vlm.to_device(collate(rows, _encoded_images(asked))))
+            return texts, [(loss.item(), int(tokens))]
     except torch.OutOfMemoryError:
         if len(rows) == 1:
             raise ModelError(

@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from vlm_models import VLM
+from vlm_models import VLM, out_of_memory_known
 from vlm_train.adapting.attaching import Attached
-from vlm_train.engine.memory import too_large
+from vlm_train.engine.memory import told_of_optimizer, too_large
 from vlm_train.errors import TrainError
 from vlm_train.options.config import TrainConfig
 from vlm_train.processes import Processes
@@ -93,7 +93,7 @@ def train(
         losses, exhausted = [], False
         try:
             for batch in ready:
-                with processes.watching():  # where layers are gathered from all
+                with processes.watching(), out_of_memory_known():  # where layers are gathered from all
                     loss, _ = vlm(batch)
                     (loss * (processes.count / tokens)).backward()
                 losses.append(loss.item())
@@ -110,7 +110,8 @@ def train(
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm or math.inf).item()
         skipped = not (math.isfinite(total) and math.isfinite(norm))
         if not skipped:
-            optimizer.step()
+            with told_of_optimizer(vlm, step + 1):
+                optimizer.step()
         optimizer.zero_grad()
         in_a_row = in_a_row + 1 if skipped else 0
         if in_a_row > TOLERATED:

@@ -1,12 +1,13 @@
 """Memory: the peak of this process, and what to do when it does not suffice."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import psutil
 import torch
 
-from vlm_models import VLM, Batch, ModelError
+from vlm_models import VLM, Batch, ModelError, out_of_memory_known
 from vlm_train.options.config import TrainConfig
 from vlm_train.sharding import is_sharded
 
@@ -45,9 +46,23 @@ def too_large(
     return ModelError(f"{message}one alone does not fit: use --quantization nf4, or a smaller model")
 
 
+@contextmanager
+def told_of_optimizer(vlm: VLM, step: int) -> Iterator[None]:
+    """Inside, where the optimizer steps, a ModelError says what takes less memory: its first step makes the moments."""
+    try:
+        with out_of_memory_known():
+            yield
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            f"out of memory on {vlm.device} in the optimizer, in step {step}; train fewer parameters (a lower --rank, "
+            "--method lora), or use --optimizer adamw8bit or sgd"
+        ) from None
+
+
 def fits(vlm: VLM, batch: Batch) -> bool:
     try:
-        vlm(batch)[0].backward()
+        with out_of_memory_known():
+            vlm(batch)[0].backward()
         return True
     except torch.OutOfMemoryError:
         return False
