@@ -106,6 +106,13 @@ def test_the_card_names_what_loading_needs(folder):
     assert "vlm_models.load('Salesforce/blip2-opt-2.7b', revision='abc', quantization='nf4')" in card.text
 
 
+def test_nothing_is_said_of_other_images_where_they_may_be_the_same(folder, options, tmp_path, capsys):
+    assert "rows of other images" in (folder / "README.md").read_text()
+    same = {"val_data": options["data"], "allow_overlap": True, "max_steps": 1, "out": str(tmp_path / "run")}
+    told = (run(TrainConfig(**options | same)) / "README.md").read_text() + capsys.readouterr().out
+    assert "validation rows" in told and "other images" not in told and "not trained on" not in told
+
+
 def test_trackers_by_name(options, tmp_path, capsys):
     with pytest.raises(ConfigError, match="^--track 'tensorbord' is unknown; known: .*tensorboard"):
         check_trackers(TrainConfig(track="tensorbord"))

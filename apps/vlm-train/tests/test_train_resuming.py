@@ -88,6 +88,18 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(
     assert "is done" in go_on(folder).output and not (folder / "checkpoints").exists()
 
 
+def test_the_time_in_all_is_that_of_every_part_of_a_run(options, in_step, tmp_path, monkeypatch):
+    in_step(3, lambda loss: os.kill(os.getpid(), signal.SIGINT) or loss)
+    with pytest.raises(SystemExit):
+        run(TrainConfig(**options, out=str(tmp_path / "run")))
+    monkeypatch.undo()
+    of_tree = State.of_tree
+    monkeypatch.setattr(State, "of_tree", lambda tree: of_tree({**tree, "seconds": 1000.0}))
+    assert go_on(tmp_path / "run").exit_code == 0
+    seconds = json.loads((tmp_path / "run" / "run.json").read_text())["results"]["seconds"]
+    assert 1000 < seconds["training"] < seconds["all"] < 1100
+
+
 def test_what_a_run_began_with_cannot_be_changed(undisturbed, tmp_path):
     assert options_of(undisturbed, {"device": "cpu", "batch_size": 2, "accumulate": 2})["accumulate"] == 2
     for given, told in (

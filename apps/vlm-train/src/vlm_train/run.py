@@ -157,7 +157,7 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
     try:
         if resume:
             training.resume()
-        started = time.perf_counter()
+        started = time.perf_counter() - training.state.seconds  # of a run that goes on, the part before counts too
         before = training.before()
         console.print(f"before: {headline(before)}", highlight=False)
         if training.state.step == 0 and (note := start_prefix(attachment, vlm, collate, data.train)):

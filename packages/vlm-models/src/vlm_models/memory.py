@@ -81,7 +81,7 @@ def predict_memory(
 
 @contextmanager
 def out_of_memory_known() -> Iterator[None]:
-    """Inside, memory that does not suffice is a torch.OutOfMemoryError also on devices for which torch has only words."""
+    """Inside, memory that does not suffice is a torch.OutOfMemoryError also where torch has only words for it."""
     try:
         yield
     except RuntimeError as error:

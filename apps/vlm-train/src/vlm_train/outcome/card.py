@@ -27,7 +27,7 @@ def card_text(record: dict[str, Any], facts: Sequence[tuple[str, str]], folder: 
 # {_title(config)}
 
 {_what(config, record)}, trained on {data["train"]["rows"]:,} rows of `{config["data"]}` and evaluated on \
-{data["validation"]["rows"]:,} rows of other images.
+{data["validation"]["rows"]:,} rows{" of other images" if apart(record) else ""}.
 
 | | |
 |---|---|
@@ -47,6 +47,11 @@ or `vlm-infer --run {folder.name} --image FILE`.
 
 {_trained_with(config, record)}
 """
+
+
+def apart(record: dict[str, Any]) -> bool:
+    """Whether it is certain that no image is both trained and evaluated on."""
+    return not (record["config"]["allow_overlap"] or record["config"]["stream"])
 
 
 def _metadata(record: dict[str, Any], loaded: list[tuple[str, str]]) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 from vlm_train.engine.evaluate import Evaluation
 from vlm_train.engine.memory import peak_memory
 from vlm_train.engine.training import METRICS, Training
-from vlm_train.outcome.card import card_text
+from vlm_train.outcome.card import apart, card_text
 from vlm_train.outcome.curves import draw_curves
 from vlm_train.outcome.report import image_key, report_page, score_text
 from vlm_train.rows.data import Data
@@ -98,7 +98,7 @@ def _facts(before: Evaluation, after: Evaluation, record: dict) -> list[tuple[st
     return [
         *scores,
         ("validation loss", f"{before.loss:.3f} → {after.loss:.3f} nats a token"),
-        ("validation rows", f"{len(after.predictions):,}, of images not trained on"),
+        ("validation rows", f"{len(after.predictions):,}{', of images not trained on' if apart(record) else ''}"),
         (
             "trained parameters",
             f"{trained['parameters']:,} of {trained['of']:,} ({trained['parameters'] / trained['of']:.2%})",
