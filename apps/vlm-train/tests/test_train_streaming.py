@@ -134,3 +134,12 @@ def test_what_a_stream_needs_is_said():
         TrainConfig(data="shards", stream=True)
     with pytest.raises(ConfigError, match=r"^--stream is for shards of your own"):
         TrainConfig(stream=True, val_data="val")
+
+
+def test_why_no_row_of_a_stream_can_be_read_is_said(options, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"image": "nowhere.png", "caption": "a circle"}\n')
+    wrong = {**options, "data": str(tmp_path / "train.jsonl"), "out": str(tmp_path / "run")}
+    with pytest.raises(
+        vlm_data.DataError, match=r"none of its first rows can be read; .*:1: image not found: .*nowhere"
+    ):
+        run(TrainConfig(**wrong))

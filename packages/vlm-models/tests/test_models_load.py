@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,6 +131,14 @@ def test_a_missing_tokenizer_is_told(saved):
     with pytest.raises(vlm_models.ModelError, match="cannot load") as error:
         vlm_models.load(str(saved))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tokenizer_without_its_words_is_told(name, tmp_path):
+    shutil.copytree(tiny_folder(name), tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").unlink()
+    with pytest.raises(vlm_models.ModelError, match=r"its tokenizer has no words; tokenizer\.json is missing"):
+        vlm_models.load(str(tmp_path / "copy"))
 
 
 def test_weights_of_another_shape_are_told(saved):

@@ -72,6 +72,10 @@ class Plan:
         with reading(self.name):
             reader = ImageTextPair if self.family is EncoderDecoder else AutoProcessor
             processor = reader.from_pretrained(self.place, **self.hub)
+        tokenizer = processor.tokenizer
+        # transformers makes one of special tokens alone where its files are not there.
+        if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens):
+            raise ModelError(f"cannot load {self.name!r}: its tokenizer has no words; tokenizer.json is missing")
         return self.family(model, processor, self.name).eval()
 
 

@@ -27,9 +27,11 @@ def read_stream(config: TrainConfig, console: Console) -> Data:
             config.data, columns=config.columns, image_dir=config.image_dir, seed=config.seed, progress=progress.at
         )
     numbers, _ = stream.order(0).window(0)
-    found = [row for row in stream.read(np.sort(numbers[:EXAMPLES])) if not isinstance(row, Rejected)]
+    first = list(stream.read(np.sort(numbers[:EXAMPLES])))
+    found = [row for row in first if not isinstance(row, Rejected)]
     if not found:
-        raise vlm_data.DataError(f"{config.data}: none of its first rows can be read")
+        why = f"; {first[0].source}: {first[0].reason}" if first else ""
+        raise vlm_data.DataError(f"{config.data}: none of its first rows can be read{why}")
     val = part_of(replace(config, data=config.val_data, stream=False, val_data=None), None, rejected, console)
     return Data(Dataset.from_list(found), sample_of(val, config.val_rows, config.seed), rejected, stream)
 
