@@ -16,7 +16,7 @@ from vlm_infer.model import ModelSpec, find_model
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    """A folder with an adapter for tiny-git that changes what it says, and the model that has it."""
+    """A folder with an adapter for tiny-git that changes what it says, and the model that has it in its weights."""
     vlm = vlm_models.load("tiny-git", device="cpu")
     attachment = pm.attach(vlm.model, pm.LoRA(rank=2, targets=["query"]))
     torch.manual_seed(0)
@@ -24,7 +24,13 @@ def adapter(tmp_path_factory):
         torch.nn.init.normal_(parameter, std=0.5)
     folder = tmp_path_factory.mktemp("run") / "adapter"
     attachment.save(folder, base_model="tiny-git")
+    _merged(attachment)
     return folder, vlm
+
+
+def _merged(attachment: pm.Attachment) -> None:
+    attachment.merge()
+    attachment.detach(keep_merged=True)
 
 
 def _same(one: vlm_models.VLM, other: vlm_models.VLM) -> bool:
@@ -82,11 +88,12 @@ def test_an_adapter_on_the_vision_part_beside_the_first(adapter, tmp_path):
     spec = find_model(adapter=str(tmp_path / "adapter"), device="cpu")
     before = spec.settings()
     both = vlm_models.load("tiny-git", device="cpu")
-    pm.load(both.model, folder)
+    _merged(pm.load(both.model, folder))
     second = pm.attach(both.model, pm.LoRA(rank=2, targets=both.targets("vision")))
     for parameter in second.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     second.save(tmp_path / "adapter" / "vision")
+    _merged(second)
     assert _same(spec.load(), both) and not _same(spec.load(), vlm) and spec.settings() != before
 
 
@@ -150,3 +157,14 @@ def test_a_run_without_an_adapter_is_told(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"config": config, "status": "running"}))
     with pytest.raises(InferError, match="has no adapter: its training is running"):
         find_model(run=tmp_path)
+
+
+def test_an_adapter_stays_beside_weights_that_cannot_hold_it(adapter, monkeypatch):
+    spec = find_model(adapter=str(adapter[0]), device="cpu")
+    assert not pm.attachments(spec.load().model)
+    monkeypatch.setattr("vlm_models.device.free_memory", lambda device: 1000)  # too little for a second copy
+    assert len(pm.attachments(spec.load().model)) == 1
+    monkeypatch.undo()
+    pytest.importorskip("bitsandbytes")
+    quantized = find_model(adapter=str(adapter[0]), quantization="nf4", device="cpu")
+    assert len(pm.attachments(quantized.load().model)) == 1

@@ -8,7 +8,7 @@ import torch
 
 import peft_methods as pm
 from vlm_runs import RunError
-from vlm_runs.adapters import adapter_folders, needs_peft, put_on
+from vlm_runs.adapters import adapter_folders, merge_for_good, needs_peft, put_on
 
 PEFT = {  # a part of the model that each is put on
     "IA3": {"target_modules": ["first"], "feedforward_modules": []},
@@ -68,6 +68,18 @@ def test_ours_and_one_on_the_vision_part(make_model, ids, tmp_path):
     for adapter in reversed(adapters):
         adapter.detach()
     assert torch.equal(again(ids), make_model()(ids))
+
+
+@pytest.mark.parametrize("method", [pm.LoRA(rank=2, targets=["first"]), pm.Adapter(size=2, targets=["first"])])
+def test_what_can_be_merged_is_and_the_rest_stays(method, make_model, ids, tmp_path):
+    model = make_model()
+    attachment = pm.attach(model, method)
+    shaken(attachment.parameters())
+    attachment.save(tmp_path)
+    again = make_model()
+    merge_for_good(put_on(again, tmp_path))
+    assert len(pm.attachments(again)) == (0 if isinstance(method, pm.LoRA) else 1)
+    torch.testing.assert_close(again(ids), model(ids), rtol=1e-4, atol=1e-5)
 
 
 def test_where_the_second_fails_the_first_does_not_stay(make_model, ids, tmp_path):

@@ -50,19 +50,26 @@ class ModelSpec:
         }
 
     def load(self) -> "vlm_models.VLM":
-        """The model with its adapter, in evaluation mode. Raises RunError, ModelError or peft_methods' errors."""
+        """The model in evaluation mode, its adapter in its weights where that can be.
+
+        Raises RunError, ModelError or peft_methods' errors.
+        """
         import transformers
 
         import vlm_data
         import vlm_models
-        from vlm_runs.adapters import put_on
+        from vlm_models.device import free_memory
+        from vlm_runs.adapters import merge_for_good, put_on
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         vlm = vlm_models.load(self.model, self.quantization, self.device, self.dtype, self.revision)
         vlm_data.limit_image_tokens(vlm.processor, self.max_image_tokens)
         if self.adapter is not None:
-            put_on(vlm.model, self.adapter)
+            adapters, free = put_on(vlm.model, self.adapter), free_memory(vlm.device)
+            # What is merged is there twice for a moment.
+            if free is None or free > sum(parameter.nbytes for parameter in vlm.model.parameters()):
+                merge_for_good(adapters)
         return vlm.eval()
 
 

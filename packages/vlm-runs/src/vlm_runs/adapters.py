@@ -3,7 +3,8 @@
 import json
 import logging
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,6 +63,19 @@ def put_on(model: nn.Module, adapter: Path) -> list[Adapter]:
             one.detach()
         raise
     return done
+
+
+def merge_for_good(adapters: Sequence[Adapter]) -> None:
+    """Put those adapters into the weights that can be, and whose weights are not quantized; the others stay on them.
+
+    Afterwards the model is as fast as its base. Meanwhile the weights that change are there twice. Kinds that only PEFT
+    has stay: it may fail in the middle of it.
+    """
+    for one in adapters:
+        if isinstance(one, peft_methods.Attachment):
+            with suppress(peft_methods.AdapterError):
+                one.merge()
+                one.detach(keep_merged=True)
 
 
 class _OfPeft:
