@@ -1,5 +1,6 @@
 """Evaluate by generating: the texts a user would get, scored against the references; and by the loss of these."""
 
+import math
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -57,10 +58,17 @@ class Evaluation:
                 found[row][name] = value
         return found
 
-    def better_than(self, value: float | None, metric: str) -> bool:
-        """Whether it is better than `value` of that metric; a first one, without another to compare, is."""
-        own = self.value(metric)
-        return value is None or (own < value if metric == LOSS else own > value)
+    def better_than(self, other: "Evaluation | None", metric: str) -> bool:
+        """Whether it is better by that metric, and where that is equal by the loss; a first one, without another, is.
+
+        No caption may be matched exactly for long, and the first state is not the best of them then.
+        """
+        if other is None:
+            return True
+        own, others = self.value(metric), other.value(metric)
+        if own == others:
+            return self.loss < other.loss
+        return math.isnan(others) or (own < others if metric == LOSS else own > others)
 
     def value(self, metric: str) -> float:
         return self.loss if metric == LOSS else self.scores[metric].value

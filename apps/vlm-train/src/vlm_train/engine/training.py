@@ -138,8 +138,7 @@ class Training:
         found, state = self._measured(title), self.state
         with self.signals.held():
             state.evaluated = state.step
-            value = None if state.best is None else self._best_evaluation().value(self.metric)
-            better = found.better_than(value, self.metric)
+            better = found.better_than(None if state.best is None else self._best_evaluation(), self.metric)
             state.stale = 0 if better else state.stale + 1
             if better:
                 state.best, self._best = Answers.of(state.step, found), found
