@@ -61,8 +61,10 @@ def test_a_comparison_goes_on_where_it_was_stopped(captions, tmp_path, capsys):
 
     rows = {row["method"]: row for row in csv.DictReader((tmp_path / "comparison.csv").open())}
     for method, row in rows.items():
-        results = json.loads((tmp_path / "runs" / f"{method}-seed0" / "run.json").read_text())["results"]
-        assert float(row["score"]) == pytest.approx(results["after"]["exact_match"])
+        folder = tmp_path / "runs" / f"{method}-seed0"
+        results = json.loads((folder / "run.json").read_text())["results"]
+        scored = [json.loads(line)["bleu"] for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        assert row["metric"] == "bleu" and float(row["score"]) == pytest.approx(sum(scored) / len(scored))
         assert float(row["training_seconds"]) == results["seconds"]["training"]
         assert -1 <= float(row["on_other_data"]) <= 1
     base = json.loads((tmp_path / "forgetting" / "base.json").read_text())

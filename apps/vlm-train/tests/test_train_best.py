@@ -40,7 +40,7 @@ def test_the_better_of_two(metric, own, other, better):
     [
         ([5.0, 4.0, 3.0, 3.5, 3.6, 3.7], {"metric": "loss", "patience": 2}, 4, 2),
         ([5.0, 4.0, 3.0, 3.5, 3.6, 3.7], {"metric": "loss"}, 5, 2),
-        ([5.0, 4.0, 3.0, 2.9, 2.8, 2.7], {"patience": 1}, 5, 5),  # no caption is matched exactly: the loss decides
+        ([5.0, 4.0, 3.0, 2.9, 2.8, 2.7], {"patience": 1}, 5, 5),  # no caption is right: the loss decides
     ],
 )
 def test_the_best_state_is_what_is_left(losses, options, steps, best, captions, tmp_path, monkeypatch):

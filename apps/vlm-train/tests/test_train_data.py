@@ -146,4 +146,4 @@ def test_the_metrics_are_those_that_suit_the_rows():
     many = rows([None] * 100, [[f"a caption of {number}"] for number in range(100)])
     found = evaluation_of([text for (text,) in many["references"]], 0.0, many).scores
     assert {*found, "vqa_accuracy", LOSS} == set(METRICS)
-    assert list(found) == ["exact_match", "bleu", "cider"] and found["cider"].value == pytest.approx(10)
+    assert list(found) == ["cider", "bleu", "exact_match"] and found["cider"].value == pytest.approx(10)
