@@ -236,7 +236,7 @@ def test_quantization_without_bitsandbytes_is_told(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name))
     with pytest.raises(vlm_models.ModelError, match="'nf4' needs bitsandbytes; install it or use quantization='none'"):
-        vlm_models.load("tiny-git", "nf4", device="cpu")
+        vlm_models.plan("tiny-git", "nf4", device="cpu")
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -15,7 +15,13 @@ from vlm_models.families import Blip2, Blip2Seq2Seq, Chat, EncoderDecoder, Git
 from vlm_models.hub import reading
 from vlm_models.memory import Memory, predict_memory
 from vlm_models.pair import ImageTextPair
-from vlm_models.quantize import check_quantization, keep_differentiable, quantization_config, quantization_of
+from vlm_models.quantize import (
+    check_installed,
+    check_quantization,
+    keep_differentiable,
+    quantization_config,
+    quantization_of,
+)
 from vlm_models.tiny import TINY, tiny_folder
 from vlm_models.vlm import VLM
 
@@ -117,6 +123,7 @@ def plan(
             reason = " (not quantized: 4 bits would be slow there)"
         else:
             reason = f" ({needed / 2**30:.1f} GiB needed unquantized, {free / 2**30:.1f} free)"
+    check_installed(quantization)
     parts = [part for part, module in outline.model.named_modules() if part in outline.vision_parts]
     parts += [part for part, module in outline.model.named_modules() if module is outline.head]
     memory = predict_memory(outline, quantization, chosen_dtype, trained=count)

@@ -15,8 +15,6 @@ QUANTIZATIONS = ("none", "nf4", "int8", "auto")
 
 def quantization_config(quantization: str, compute: torch.dtype, skip: list[str]) -> BitsAndBytesConfig:
     """The configuration for "nf4" or "int8"; modules named in `skip` keep their 16 or 32 bits."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f"quantization {quantization!r} needs bitsandbytes; install it or use quantization='none'")
     # It asks for a package whose kernel is for the packing that `keep_differentiable` switches off.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if quantization == "nf4":
@@ -33,6 +31,12 @@ def quantization_config(quantization: str, compute: torch.dtype, skip: list[str]
 def check_quantization(quantization: str) -> None:
     if quantization not in QUANTIZATIONS:
         raise ModelError(f"unknown quantization {quantization!r}; known: {', '.join(QUANTIZATIONS)}")
+
+
+def check_installed(quantization: str) -> None:
+    """Raise ModelError if bitsandbytes is needed and is not there."""
+    if quantization in ("nf4", "int8") and importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"quantization {quantization!r} needs bitsandbytes; install it or use quantization='none'")
 
 
 def quantization_of(config: Any) -> str:
