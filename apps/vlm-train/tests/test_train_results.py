@@ -252,4 +252,6 @@ def test_a_dry_run_plans_and_writes_nothing(options, tmp_path, monkeypatch):
     assert "4 steps of 4 x 1 rows" in result.output and re.search(r"tokens an image, of \d+ sampled: ", result.output)
     assert "predicted time: " in result.output and "predicted memory: " in result.output
     assert len(re.search(r"losses of two steps: (.*)", result.output)[1].split(", ")) == 2
-    assert not list(tmp_path.iterdir())
+    assert "images encoded once" in result.output and not list(tmp_path.iterdir())
+    small = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [*given, "--dry-run", "--cache-size=0.00001"]).output
+    assert "every step: --cache-size does not hold their" in small and "encoded once" not in small

@@ -137,6 +137,10 @@ def _two_steps(
         first = [image for step in range(STEPS) for part in batches.rows(step) for image in collate.shown(part)]
         started = time.perf_counter()
         for_image = 1 / max(1, features.fill(first)) * (time.perf_counter() - started)
+        size = cache.predicted_bytes(features.of(first), len(DistinctImages(data.train)))
+        if size > config.cache_size * 2**30:
+            _say(console, f"images are encoded every step: --cache-size does not hold their {size / 2**30:.3g} GiB")
+            batches.features, for_image = None, 0.0
     for line in describe_step(vlm, batches.ready(batches.rows(0)[0], 0)):
         _say(console, line)
     optimizer = make_optimizer(attached.parameter_groups(config.peak_learning_rate), config)
