@@ -92,12 +92,12 @@ def plan(
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
-    trained: Callable[[VLM], int | None] = lambda outline: None,
+    trained: Callable[[VLM], int | None] | None = None,
 ) -> Plan:
     """What `load` will do with these options, and its `load()` does. Of the model only its configuration is read.
 
-    trained: how many parameters of the model are going to be trained, which it is asked of a `skeleton` that it may
-    change; None is LoRA's usual share. Memory depends on it.
+    trained: says how many parameters of the model are going to be trained, asked with a `skeleton` that it may change.
+    Memory depends on it; without it, or where it says None, LoRA's usual share is taken.
 
     Raises:
         ModelError: the model is unknown, unreachable or of another family, or an option is.
@@ -109,7 +109,7 @@ def plan(
     with reading(name):
         config = AutoConfig.from_pretrained(place, **hub)
     outline = skeleton(config, name)
-    count = trained(skeleton(config, name))
+    count = None if trained is None else trained(skeleton(config, name))
     saved, reason = quantization_of(config), ""
     if saved != "none":
         if quantization not in ("none", "auto", saved):
