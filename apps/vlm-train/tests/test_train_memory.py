@@ -1,6 +1,7 @@
 """Memory that does not suffice: training says what would fit and keeps what it has, evaluation takes fewer rows."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -50,6 +51,42 @@ def test_training_says_which_batch_fits_and_keeps_its_adapter(fitting, tmp_path)
 def test_where_not_one_row_fits_it_says_so(fitting, tmp_path):
     fitting(0, from_call=2)
     with pytest.raises(vlm_models.ModelError, match="one alone does not fit: use --quantization nf4"):
+        run(TrainConfig(**OPTIONS, batch_size=4, out=str(tmp_path / "run")))
+
+
+def test_sizes_are_tried_without_the_graph_that_did_not_fit(monkeypatch, tmp_path):
+    """Memory that ends in the backward pass, which holds what the forward pass has kept."""
+    plain, failed, held = vlm_models.VLM.forward, [], []
+
+    class Exhausted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise torch.OutOfMemoryError("tried to allocate")
+
+    def forward(vlm, batch):
+        loss, count = plain(vlm, batch)
+        held.extend(one for one in failed if one() is not None)
+        if loss.requires_grad and len(batch["input_ids"]) > 3:
+            loss = Exhausted.apply(loss)
+            failed.append(weakref.ref(loss))
+        return loss, count
+
+    monkeypatch.setattr(vlm_models.VLM, "forward", forward)
+    with pytest.raises(vlm_models.ModelError, match="with 8 rows in a forward pass; 2 fit: use --batch-size 2"):
+        run(TrainConfig(**OPTIONS, batch_size=8, out=str(tmp_path / "run")))
+    assert len(failed) == 2 and not held
+
+
+def test_memory_that_ends_outside_of_a_pass_is_told_in_a_line(monkeypatch, tmp_path):
+    def step(*_):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(vlm_models.ModelError, match="^out of memory outside of a training pass"):
         run(TrainConfig(**OPTIONS, batch_size=4, out=str(tmp_path / "run")))
 
 

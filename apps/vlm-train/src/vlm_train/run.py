@@ -26,6 +26,7 @@ from vlm_train.engine.checkpoints import Checkpoints, why_not_written
 from vlm_train.engine.evaluate import check_metric
 from vlm_train.engine.fast_paths import describe_step
 from vlm_train.engine.loop import planned_steps
+from vlm_train.engine.memory import OUTSIDE_A_PASS
 from vlm_train.engine.optimizers import check_optimizer, make_optimizer
 from vlm_train.engine.state import State
 from vlm_train.engine.stopping import Interrupted, Signals
@@ -53,6 +54,7 @@ UserError = (
     peft_methods.AdapterError,
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)
+WARNING = {"style": "yellow", "highlight": False, "soft_wrap": True}
 FEW_STEPS, MANY_STEPS = 20, 100
 
 
@@ -75,11 +77,8 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
             if error.errno not in FULL:
                 raise
             raise TrainError(f"{error.filename or 'the run'}: {why_not_written(error)}") from error
-        except torch.OutOfMemoryError as error:  # beside steps and evaluations, which say more
-            raise TrainError(
-                "out of memory outside of training's steps, as images were encoded or the method was set up; use a "
-                "smaller --batch-size, --quantization nf4, or a smaller model"
-            ) from error
+        except torch.OutOfMemoryError as error:
+            raise vlm_models.ModelError(OUTSIDE_A_PASS) from error
         except RuntimeError as error:  # torch raises it wherever the run just is
             if "DataLoader worker" not in str(error):
                 raise
@@ -112,7 +111,7 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
     data = fitting(data, collate, config)
     if data.rejected:
         count = f"{len(data.rejected)} row{'s' if len(data.rejected) > 1 else ''} rejected"
-        console.print(f"{count}, see rejected.jsonl in {folder}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"{count}, see rejected.jsonl in {folder}", **WARNING)
     if config.batch_size == AUTO:
         size = processes.from_main(lambda: fitting_batch_size(vlm, attachment, collate, data.train, console))
         config = replace(config, batch_size=size * processes.count)
@@ -126,21 +125,16 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
         highlight=False,
         soft_wrap=True,
     )
-
     if steps < FEW_STEPS and config.epochs is config.max_steps is None:
         console.print(
             f"{_steps(steps)} will hardly change the model; --epochs {-(-MANY_STEPS // steps)} makes some {MANY_STEPS}",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
+            **WARNING,
         )
     if config.batch_size * config.accumulate > data.train_rows:
         console.print(
             f"a step of {config.batch_size * config.accumulate} rows shows rows more than once, there being "
             f"{data.train_rows}; use a smaller --batch-size",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
+            **WARNING,
         )
     trained = {"parameters": attachment.trainable, "of": attachment.total}
     record = describe_run(config, vlm, data.stream or data.train, data.val, trained)
@@ -174,7 +168,7 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
             console.print(line, highlight=False, soft_wrap=True)
         training.go(batches, steps, _after_step(training, steps))
         after = training.finish()
-    except (Interrupted, TrainError, vlm_models.ModelError, OSError) as stop:
+    except (Interrupted, TrainError, vlm_models.ModelError, OSError, torch.OutOfMemoryError) as stop:
         signals.ending = True
         resumable = training.stop()
         done = f"interrupted after step {training.state.step} of {steps}"

@@ -101,7 +101,7 @@ def train(
             exhausted = True  # told below, where the exception no longer holds on to the step's tensors
         if exhausted:
             optimizer.zero_grad()
-            del ready
+            ready = batch = loss = None  # a pass that failed on its way back has its whole graph still, by its loss
             raise too_large(vlm, partial(batches.ready, step=step), parts[0], config, processes.count, step + 1)
         computed = time.perf_counter()
 

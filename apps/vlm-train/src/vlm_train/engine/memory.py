@@ -11,6 +11,12 @@ from vlm_models import VLM, Batch, ModelError, out_of_memory_known
 from vlm_train.options.config import TrainConfig
 from vlm_train.sharding import is_sharded
 
+# Elsewhere than in a pass over a batch, of which `too_large` knows how many rows fit.
+OUTSIDE_A_PASS = (
+    "out of memory outside of a training pass, as by the optimizer or an image that is encoded; use "
+    "--quantization nf4, --optimizer adamw8bit, a smaller --max-image-tokens or a smaller model"
+)
+
 
 def peak_memory(device: torch.device) -> int:
     """Bytes held at most: of the accelerator if the model is on CUDA, else of the process."""
