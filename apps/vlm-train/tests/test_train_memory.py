@@ -90,8 +90,18 @@ def test_memory_that_ends_outside_of_a_pass_is_told_in_a_line(monkeypatch, tmp_p
         run(TrainConfig(**OPTIONS, batch_size=4, out=str(tmp_path / "run")))
 
 
-def test_evaluation_takes_fewer_rows_at_a_time(fitting, tmp_path):
+def test_evaluation_takes_fewer_rows_at_a_time(fitting, monkeypatch, tmp_path):
     plain = run(TrainConfig(**OPTIONS, batch_size=3, out=str(tmp_path / "plain")))
+    held, to_device = [], vlm_models.VLM.to_device
+
+    def noted(vlm, batch):
+        moved = to_device(vlm, batch)
+        moved["input_ids"] = moved["input_ids"].clone()  # as if it was another device
+        held.append((len(moved["input_ids"]), weakref.ref(moved["input_ids"])))
+        assert all(one() is None for rows, one in held[:-1] if rows > 3), "what did not fit is held"
+        return moved
+
+    monkeypatch.setattr(vlm_models.VLM, "to_device", noted)
     fitting(3)
     halved = run(TrainConfig(**OPTIONS, batch_size=3, out=str(tmp_path / "halved")))
     assert (plain / "predictions.jsonl").read_text() == (halved / "predictions.jsonl").read_text()

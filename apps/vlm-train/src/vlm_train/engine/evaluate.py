@@ -164,11 +164,7 @@ def _answers(
     """
     try:
         with out_of_memory_known():
-            asked = vlm.to_device(prompts)
-            asked = {**asked, "features": vlm.encode_images(asked)}
-            texts = [answer.text for answer in vlm.generate(asked, longest)]
-            loss, tokens = vlm(vlm.to_device(collate(rows, _encoded_images(asked))))
-            return texts, [(loss.item(), int(tokens))]
+            return _answers_at_once(vlm, collate, rows, prompts, longest)
     except torch.OutOfMemoryError:
         if len(rows) == 1:
             raise ModelError(
@@ -177,6 +173,18 @@ def _answers(
     half = len(rows) // 2
     halves = [_answers(vlm, collate, part, collate.prompts(part), longest) for part in (rows[:half], rows[half:])]
     return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
+
+
+def _answers_at_once(
+    vlm: VLM, collate: Collator, rows: list[dict], prompts: Batch, longest: int
+) -> tuple[list[str], list[tuple[float, int]]]:
+    """Apart from `_answers`, which would hold what is on the device while it tries with fewer rows."""
+    asked = vlm.to_device(prompts)
+    asked["features"] = vlm.encode_images(asked)
+    texts = [answer.text for answer in vlm.generate(asked, longest)]
+    # The rest is read from the CPU's batch: image by image, a GPU would be waited for each time.
+    loss, tokens = vlm(vlm.to_device(collate(rows, _encoded_images({**prompts, "features": asked["features"]}))))
+    return texts, [(loss.item(), int(tokens))]
 
 
 def _encoded_images(batch: Batch) -> list[dict]:
