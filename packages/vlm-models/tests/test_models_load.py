@@ -103,6 +103,12 @@ def test_nf4_quantizes_the_language_part_alone(name):
     assert type(vlm.head).__name__ == "Linear"
 
 
+def test_an_8_bit_model_says_nothing_of_its_layers(prompts, caplog):
+    vlm = vlm_models.load("tiny-git", "int8", device="cpu", dtype="bfloat16")
+    vlm.generate(prompts(vlm, [0], [[5, 6]], []), max_new_tokens=2)
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
+
+
 @pytest.fixture
 def saved(tmp_path) -> Path:
     """tiny-git in a folder."""

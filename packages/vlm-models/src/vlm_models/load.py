@@ -18,6 +18,7 @@ from vlm_models.pair import ImageTextPair
 from vlm_models.quantize import (
     check_installed,
     check_quantization,
+    hush,
     keep_differentiable,
     quantization_config,
     quantization_of,
@@ -58,6 +59,7 @@ class Plan:
         """Carry it out; see `load`."""
         options: dict[str, Any] = {"config": self.config, "dtype": self.dtype, **self.hub}
         if self.quantization != "none":
+            hush()
             options["device_map"] = {"": self.device}
             if quantization_of(self.config) == "none":
                 options["quantization_config"] = quantization_config(

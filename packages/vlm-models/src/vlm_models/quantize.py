@@ -15,8 +15,6 @@ QUANTIZATIONS = ("none", "nf4", "int8", "auto")
 
 def quantization_config(quantization: str, compute: torch.dtype, skip: list[str]) -> BitsAndBytesConfig:
     """The configuration for "nf4" or "int8"; modules named in `skip` keep their 16 or 32 bits."""
-    # It asks for a package whose kernel is for the packing that `keep_differentiable` switches off.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -26,6 +24,14 @@ def quantization_config(quantization: str, compute: torch.dtype, skip: list[str]
             llm_int8_skip_modules=skip,
         )
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+
+
+def hush() -> None:
+    """Keep out of the user's sight what bitsandbytes says at every pass through every layer."""
+    # It asks for a package whose kernel is for the packing that `keep_differentiable` switches off;
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # and 8-bit layers say that they round what comes in to float16, be it bfloat16 or float32.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def check_quantization(quantization: str) -> None:
