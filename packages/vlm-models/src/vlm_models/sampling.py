@@ -29,12 +29,15 @@ def sampler(count: int, temperature: float, top_p: float, seed: int | Sequence[i
     def choose(logits: Tensor, rows: Sequence[int]) -> Tensor:
         draws = torch.stack([torch.rand((), generator=generators[row], dtype=torch.float64) for row in rows])
         likeliest, words = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
-        likeliest = likeliest.cpu().double()  # in float32 the sum of 152 thousand words is off by more than some have
+        if likeliest.device.type == "mps":  # which has no float64
+            likeliest, words = likeliest.cpu(), words.cpu()
+        likeliest = likeliest.double()  # in float32 the sum of 152 thousand words is off by more than some have
+        draws = draws.to(likeliest.device)
         reached = likeliest.cumsum(-1)
         nucleus = likeliest.masked_fill(reached - likeliest >= top_p, 0)
         reached = nucleus.cumsum(-1)
         place = torch.searchsorted(reached, draws[:, None] * reached[:, -1:], right=True)
         place = place.minimum((nucleus > 0).sum(-1, keepdim=True) - 1)
-        return words.gather(-1, place.to(words.device))[:, 0]
+        return words.gather(-1, place)[:, 0].to(logits.device)
 
     return choose
