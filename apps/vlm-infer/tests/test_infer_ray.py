@@ -70,6 +70,18 @@ def answers(*special: str) -> dict[int, str]:
     return found
 
 
+@pytest.mark.parametrize("gpus", [1, 2, 3, 8])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 6, 16])
+def test_all_workers_find_room_on_the_gpus(gpus, workers):
+    """Ray puts a worker on one GPU that has its share left; one that finds none would be waited for without end."""
+    left = [10_000] * gpus
+    for _ in range(workers):
+        own = max(range(gpus), key=left.__getitem__)
+        left[own] -= round(10_000 * engines.gpu_share(gpus, workers))
+    assert min(left) >= 0
+    assert engines.gpu_share(0, workers) == 0
+
+
 def test_a_lost_workers_rows_are_answered_by_another(marker):
     answers("once")
     lines = [line.split() for line in marker.read_text().splitlines()]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Answered = tuple["RowBatch", list[Outcome]]
 RETRIES = 3  # of a batch whose worker is lost; more, and it is the batch that kills them
+RAY_COUNTS = 10_000  # parts of a GPU, which it rounds to: six of one sixth would be more than one
 WAITING = 2  # batches at each worker: the one it is at, and the next
 
 
@@ -69,7 +70,7 @@ class RayWorkers:
         count = workers or max(1, gpus)
         actor = ray.remote(_Worker).options(
             num_cpus=max(1, int(there.get("CPU", 1)) // count),
-            num_gpus=min(1, gpus / count),
+            num_gpus=gpu_share(gpus, count),
             max_restarts=-1,
             max_task_retries=RETRIES,
         )
@@ -100,6 +101,11 @@ class RayWorkers:
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
             raise InferError(f"Ray lost a worker {1 + RETRIES} times at one batch ({reason})") from error
+
+
+def gpu_share(gpus: int, workers: int) -> float:
+    """What of a GPU each worker takes, so that all find room: a worker is on one GPU, none on parts of two."""
+    return RAY_COUNTS // -(-workers // gpus) / RAY_COUNTS if gpus else 0
 
 
 class _Worker:
