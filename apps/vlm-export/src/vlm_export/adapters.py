@@ -71,10 +71,10 @@ def resize(attachment: Adapter, rank: int) -> tuple[pm.Attachment, Resized]:
 
 
 def _factors(attachment: pm.Attachment) -> dict[str, tuple[Tensor, Tensor]]:
-    """B and A of each module in float64, the scale in B; {} for what has none."""
+    """B and A of each module in float64, on the CPU, the scale in B; {} for what has none."""
     parts = {path: part for path, part in attachment.modules.items() if hasattr(part, "factors")}
     pairs = {path: part.factors() for path, part in parts.items()}
-    return {path: (B.double() * parts[path].scale, A.double()) for path, (A, B) in pairs.items()}
+    return {path: (B.cpu().double() * parts[path].scale, A.cpu().double()) for path, (A, B) in pairs.items()}
 
 
 def _norm2(B: Tensor, A: Tensor) -> float:

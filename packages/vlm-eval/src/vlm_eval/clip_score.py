@@ -142,7 +142,7 @@ class _Clip:
             parts = [
                 features(items[i : i + self.batch_size]).pooler_output for i in range(0, len(items), self.batch_size)
             ]
-        vectors = torch.cat(parts).double().cpu().numpy()
+        vectors = torch.cat(parts).cpu().double().numpy()
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 

@@ -85,14 +85,16 @@ def count(curvatures: Iterable[Curvature]) -> None:
     groups = defaultdict(list)
     for curvature in curvatures:
         for x, dx, s, kept in curvature.noted:
-            groups[x.shape, x.dtype, x.device, curvature.sums.dtype].append((curvature, x, dx, (s**2, kept**2)))
+            groups[x.shape, x.dtype, x.device, curvature.sums.dtype, s, kept].append((curvature, x, dx))
         curvature.noted.clear()
-    for (*_, dtype), group in groups.items():
-        owners, xs, dxs, scales = zip(*group, strict=True)
+    for (*_, dtype, s, kept), group in groups.items():
+        owners, xs, dxs = zip(*group, strict=True)
         pairs = torch.stack([torch.stack(xs), torch.stack(dxs)], 1).to(dtype)
         counted = pairs[:, 1].any(-1, keepdim=True)
         pairs[:, 0] *= counted
-        sums = pairs.mT @ pairs * pairs.new_tensor(scales)[..., None, None]
+        sums = pairs.mT @ pairs
+        sums[:, 0] *= s**2  # a number, and no tensor of them: for that, a GPU would be waited for
+        sums[:, 1] *= kept**2
         for owner, its, rows in zip(owners, sums, counted.sum((1, 2)), strict=True):
             owner.sums += its
             owner.rows += rows
@@ -113,7 +115,7 @@ def close_window(curvatures: list[Curvature], decay: float, loss: str, scale: fl
     for group in by_shape(curvatures):
         sums = torch.stack([curvature.sums for curvature in group])
         rows = torch.stack([curvature.rows for curvature in group])
-        terms = torch.stack([_terms(curvature) for curvature in group])
+        terms = _terms(group, rows)
         # δ of one term alone is N times as large as in their mean.
         weights = terms / processes**2 if loss == "mean" else 1 / terms
         measured = sums * torch.stack([1 / rows, weights / scale**2], 1)[..., None, None]
@@ -128,9 +130,12 @@ def close_window(curvatures: list[Curvature], decay: float, loss: str, scale: fl
             curvature.clear()
 
 
-def _terms(curvature: Curvature) -> Tensor:
-    rows, terms = curvature.rows, curvature.terms
-    return rows if terms is None else torch.as_tensor(terms, dtype=rows.dtype, device=rows.device)
+def _terms(group: list[Curvature], rows: Tensor) -> Tensor:
+    """N of each curvature [curvatures]; the number of its rows where that is not known."""
+    # All have been told one and the same, as a rule: it is brought to the device once.
+    told = {id(curvature.terms): curvature.terms for curvature in group if curvature.terms is not None}
+    terms = {key: torch.as_tensor(one, dtype=rows.dtype, device=rows.device) for key, one in told.items()}
+    return torch.stack([terms.get(id(curvature.terms), own) for curvature, own in zip(group, rows, strict=True)])
 
 
 def _add_up(curvatures: list[Curvature]) -> None:

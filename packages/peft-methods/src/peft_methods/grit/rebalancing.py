@@ -63,8 +63,9 @@ def change_basis(part: GRITLinear, forth: Tensor, back: Tensor, optimizer: torch
     change by the squared entries, as if the gradients along different directions were not correlated.
     """
     for parameter, to_new in (
-        (part.lora_A, lambda tensor, power: forth.to(tensor.device) ** power @ tensor.double()),
-        (part.lora_B, lambda tensor, power: tensor.double() @ back.to(tensor.device) ** power),
+        # On the CPU, where `balance` was: not every device has float64.
+        (part.lora_A, lambda tensor, power: forth**power @ tensor.cpu().double()),
+        (part.lora_B, lambda tensor, power: tensor.cpu().double() @ back**power),
     ):
         _carry(optimizer, parameter, to_new)
         gradient = None if parameter.grad is None else to_new(parameter.grad, 1).to(parameter.grad)
