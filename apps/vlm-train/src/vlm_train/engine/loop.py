@@ -82,7 +82,7 @@ def train(
         seed_all(config.seed, step, processes.rank)
         parts = batches.rows(step)
         ready = [batches.ready(part, step) for part in parts]
-        tokens = sum(int((batch["labels"] != -100).sum()) for batch in ready)
+        tokens = int(sum((batch["labels"] != -100).sum() for batch in ready))
         used = time_used() if processes.main else 0.0
         tokens, rows, used = processes.sum(tokens, sum(map(len, parts)), used)
         share = share_of_peak(max(step, used * steps), steps, config.warmup, config.schedule)
@@ -96,7 +96,8 @@ def train(
                 with processes.watching(), out_of_memory_known():  # where layers are gathered from all
                     loss, _ = vlm(batch)
                     (loss * (processes.count / tokens)).backward()
-                losses.append(loss.item())
+                losses.append(loss.detach())
+            losses = torch.stack(losses).tolist()  # of all at once: it waits for a GPU
         except torch.OutOfMemoryError:
             exhausted = True  # told below, where the exception no longer holds on to the step's tensors
         if exhausted:
