@@ -2,12 +2,14 @@
 
 import json
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import vlm_models
 from vlm_train.errors import TrainError
+from vlm_train.engine import batch_size
 from vlm_train.options.config import TrainConfig
 from vlm_train.run import run
 
@@ -79,6 +81,24 @@ def test_sizes_are_tried_without_the_graph_that_did_not_fit(monkeypatch, tmp_pat
     with pytest.raises(vlm_models.ModelError, match="with 8 rows in a forward pass; 2 fit: use --batch-size 2"):
         run(TrainConfig(**OPTIONS, batch_size=8, out=str(tmp_path / "run")))
     assert len(failed) == 2 and not held
+
+
+def test_what_fits_on_a_gpu_is_found_by_trying(monkeypatch):
+    vlm, attached = SimpleNamespace(device=torch.device("cpu")), SimpleNamespace(trainable=10)
+    tried = []
+
+    def fits(vlm, batch):
+        tried.append(len(batch))
+        return len(batch) <= 5
+
+    monkeypatch.setattr(batch_size, "fits", fits)
+    assert batch_size._tried(vlm, attached, list, [{}] * 16, [1, 2, 4, 8, 16]) == 4 and tried == [1, 2, 4, 8]
+
+    def full(*_, **options):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr(torch, "empty", full)  # not even what the optimizer takes
+    assert batch_size._tried(vlm, attached, list, [{}] * 16, [1, 2, 4, 8, 16]) == 1 and len(tried) == 4
 
 
 def test_memory_that_ends_outside_of_a_pass_is_told_in_a_line(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ import peft_methods as pm
 import vlm_data
 import vlm_models
 from vlm_runs.adapters import VISION, put_on
-from vlm_train.adapting.attaching import attach, check_methods, count_trained
+from vlm_train.adapting.attaching import attach, check_methods, count_trained, rounding_note
 from vlm_train.adapting.methods import method_of
 from vlm_train.errors import ConfigError
 from vlm_train.options.checks import METHODS
@@ -39,6 +39,18 @@ def test_part_of_the_model(vlm, method, targets):
     assert names and all(name.startswith(tuple(f"{part}." for part in inside[targets])) for name in names)
     assert vlm.trains_vision == (targets != "language" and method != "prefix")
     attachment.detach()
+
+
+def test_weights_that_are_trained_in_16_bits_are_told():
+    vlm = vlm_models.load("tiny-git", device="cpu", dtype="bfloat16")
+    for method in ("lora", "houlsby", "prefix"):
+        attachment = attach(TrainConfig(method=method), vlm)
+        assert rounding_note(attachment) is None
+        attachment.detach()
+    for method in ("full", "bitfit", "norm"):
+        attachment = attach(TrainConfig(method=method), vlm)
+        assert rounding_note(attachment).startswith("the trained weights are in bfloat16, ")
+        attachment.detach()
 
 
 def test_expressions_and_names(vlm):

@@ -1,6 +1,5 @@
 """One run from configuration to results: read, load, evaluate, train, evaluate, write."""
 
-import errno
 import shlex
 import time
 from collections.abc import Callable
@@ -19,10 +18,10 @@ import peft_methods
 import vlm_data
 import vlm_models
 from vlm_runs.progress import Tracker
-from vlm_train.adapting.attaching import attach, check_methods, count_trained
+from vlm_train.adapting.attaching import attach, check_methods, count_trained, rounding_note
 from vlm_train.adapting.prefix_start import start_prefix
 from vlm_train.engine.batch_size import fitting_batch_size
-from vlm_train.engine.checkpoints import Checkpoints, why_not_written
+from vlm_train.engine.checkpoints import FULL, Checkpoints, why_not_written
 from vlm_train.engine.evaluate import check_metric
 from vlm_train.engine.fast_paths import describe_step
 from vlm_train.engine.loop import planned_steps
@@ -53,7 +52,6 @@ UserError = (
     peft_methods.TargetError,
     peft_methods.AdapterError,
 )
-FULL = (errno.ENOSPC, errno.EDQUOT)
 WARNING = {"style": "yellow", "highlight": False, "soft_wrap": True}
 FEW_STEPS, MANY_STEPS = 20, 100
 
@@ -104,6 +102,8 @@ def _run(config: TrainConfig, resume: bool, processes: Processes, signals: Signa
     metric = check_metric(config.metric, data.val)
     vlm = load_model(plan, config, processes, console)
     attachment = attach(config, vlm)
+    if note := rounding_note(attachment):
+        console.print(note, **WARNING)
     if processes.sharded:
         shard(vlm, attachment.parameters(), processes)
     collate = collator_of(config, vlm, data, console)

@@ -79,6 +79,15 @@ def _put(vlm: VLM, method: pm.Method, option: str, targets: str, name: str) -> p
         ) from error
 
 
+def rounding_note(attached: Attached) -> str | None:
+    """What to know of weights of the model itself that are trained in 16 bits; adapters are in 32 beside such."""
+    dtypes = {parameter.dtype for parameter in attached.parameters() if parameter.dtype.itemsize < 4}
+    if not dtypes:
+        return None
+    named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    return f"the trained weights are in {named}, where steps that are small beside them are lost; see --dtype float32"
+
+
 class Both:
     """An attachment of a model and one of its vision part, trained as one.
 

@@ -85,8 +85,11 @@ def _predicted(
 def _tried(
     vlm: VLM, attached: Attached, ready: Callable[[Sequence[dict]], Batch], rows: list[dict], sizes: list[int]
 ) -> int:
-    held = torch.empty(ADAMW * attached.trainable, dtype=torch.uint8, device=vlm.device)  # what the optimizer will take
     found = 1
+    try:  # what the optimizer will take
+        held = torch.empty(ADAMW * attached.trainable, dtype=torch.uint8, device=vlm.device)
+    except torch.OutOfMemoryError:
+        return found  # training tells what to do, where one row does not fit either
     for size in sizes:
         if not fits(vlm, ready(rows[:size])):
             break

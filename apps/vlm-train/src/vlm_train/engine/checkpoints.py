@@ -21,6 +21,7 @@ from torch import Tensor
 from vlm_train.errors import TrainError
 
 STATE, TENSORS, SUMS = "state.json", "tensors.safetensors", "SHA256SUMS"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 TENSOR = "$tensor"  # in state.json, {TENSOR: name} stands for a tensor
 Tree = Any  # dict with string keys, list, str, int, float, bool, None or Tensor
 
@@ -96,7 +97,7 @@ class Checkpoints:
 
 def why_not_written(error: OSError) -> str:
     """What was wrong, and the fix."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return "no space left on the disk; what was written before is whole: free some space, then resume"
     return f"cannot be written: {error.strerror or error}"
 
