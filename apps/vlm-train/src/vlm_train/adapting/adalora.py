@@ -22,7 +22,8 @@ def orthogonality(tuner: Any) -> Tensor:
     for name, parameter in tuner.model.named_parameters():
         if "lora_A." in name or "lora_B." in name:
             product = parameter @ parameter.T if "lora_A." in name else parameter.T @ parameter
-            distances.append(torch.linalg.matrix_norm(product - torch.eye(len(product)).to(product)))
+            identity = torch.eye(len(product), dtype=product.dtype, device=product.device)
+            distances.append(torch.linalg.matrix_norm(product - identity))
     return _config(tuner).orth_reg_weight * torch.stack(distances).mean()
 
 
