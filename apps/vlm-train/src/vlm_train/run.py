@@ -25,7 +25,7 @@ from vlm_train.engine.checkpoints import FULL, Checkpoints, why_not_written
 from vlm_train.engine.evaluate import check_metric
 from vlm_train.engine.fast_paths import describe_step
 from vlm_train.engine.loop import planned_steps
-from vlm_train.engine.memory import OUTSIDE_A_PASS
+from vlm_train.engine.memory import OUTSIDE_A_STEP
 from vlm_train.engine.optimizers import check_optimizer, make_optimizer
 from vlm_train.engine.state import State
 from vlm_train.engine.stopping import Interrupted, Signals
@@ -76,7 +76,7 @@ def run(config: TrainConfig, resume: bool = False) -> Path:
                 raise
             raise TrainError(f"{error.filename or 'the run'}: {why_not_written(error)}") from error
         except torch.OutOfMemoryError as error:
-            raise vlm_models.ModelError(OUTSIDE_A_PASS) from error
+            raise vlm_models.ModelError(OUTSIDE_A_STEP) from error
         except RuntimeError as error:  # torch raises it wherever the run just is
             if "DataLoader worker" not in str(error):
                 raise

@@ -11,10 +11,10 @@ from vlm_models import VLM, Batch, ModelError, out_of_memory_known
 from vlm_train.options.config import TrainConfig
 from vlm_train.sharding import is_sharded
 
-# Elsewhere than in a pass over a batch, of which `too_large` knows how many rows fit.
-OUTSIDE_A_PASS = (
-    "out of memory outside of a training pass, as by the optimizer or an image that is encoded; use "
-    "--quantization nf4, --optimizer adamw8bit, a smaller --max-image-tokens or a smaller model"
+# Elsewhere than in a step, of which `too_large` and `told_of_optimizer` know more.
+OUTSIDE_A_STEP = (
+    "out of memory outside of training's steps, as images were encoded or the method was set up; use --quantization "
+    "nf4, a smaller --max-image-tokens or a smaller model"
 )
 
 
