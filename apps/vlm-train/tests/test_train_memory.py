@@ -51,7 +51,9 @@ def test_training_says_which_batch_fits_and_keeps_its_adapter(fitting, tmp_path)
 
 def test_where_not_one_row_fits_it_says_so(fitting, tmp_path):
     fitting(0, from_call=2)
-    with pytest.raises(vlm_models.ModelError, match="one alone does not fit: use --quantization nf4"):
+    with pytest.raises(
+        vlm_models.ModelError, match="one alone does not fit: use --gradient-checkpointing, --quantization nf4"
+    ):
         run(TrainConfig(**OPTIONS, batch_size=4, out=str(tmp_path / "run")))
 
 

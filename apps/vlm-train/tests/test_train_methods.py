@@ -14,10 +14,11 @@ from vlm_runs.adapters import VISION, put_on
 from vlm_train.adapting.attaching import attach, check_methods, count_trained, rounding_note
 from vlm_train.adapting.methods import method_of
 from vlm_train.errors import ConfigError
+from vlm_train.loading import plan_model
 from vlm_train.options.checks import METHODS
 from vlm_train.options.config import TrainConfig
 from vlm_train.processes import Processes
-from vlm_train.run import plan_model, run
+from vlm_train.run import run
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,7 @@ def test_one_process_has_nobody_to_share_with(monkeypatch):
         ({"method": "full"}, "--method full: .*--method lora"),
         ({"quantization": "nf4"}, "--quantization nf4: .*--quantization none"),
         ({"batch_size": AUTO}, "--batch-size auto: .*give a number"),
+        ({"gradient_checkpointing": True}, "--gradient-checkpointing: --use_fsdp .*leave it out"),
     ],
 )
 def test_options_that_do_not_go_with_sharding(options, said):

@@ -21,6 +21,7 @@ from vlm_train.engine.loop import planned_steps, train
 from vlm_train.engine.memory import peak_memory
 from vlm_train.engine.optimizers import make_optimizer
 from vlm_train.errors import ConfigError
+from vlm_train.loading import load_model, plan_model
 from vlm_train.options.config import AUTO, TrainConfig
 from vlm_train.processes import Processes
 from vlm_train.rows.batches import Batches
@@ -28,7 +29,7 @@ from vlm_train.rows.data import Data, collator_of, fitting, read_data
 from vlm_train.rows.features import Features
 from vlm_train.rows.images import DistinctImages
 from vlm_train.rows.streaming import StreamBatches, read_stream
-from vlm_train.run import load_model, plan_model, quiet
+from vlm_train.run import quiet
 
 SAMPLE = 64  # images whose tokens are counted
 ANSWERED = 32  # validation rows that the time of an evaluation is measured on

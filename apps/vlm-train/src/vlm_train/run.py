@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -18,7 +17,7 @@ import peft_methods
 import vlm_data
 import vlm_models
 from vlm_runs.progress import Tracker
-from vlm_train.adapting.attaching import attach, check_methods, count_trained, rounding_note
+from vlm_train.adapting.attaching import attach, check_methods, rounding_note
 from vlm_train.adapting.prefix_start import start_prefix
 from vlm_train.engine.batch_size import fitting_batch_size
 from vlm_train.engine.checkpoints import FULL, Checkpoints, why_not_written
@@ -26,11 +25,12 @@ from vlm_train.engine.evaluate import check_metric
 from vlm_train.engine.fast_paths import describe_step
 from vlm_train.engine.loop import planned_steps
 from vlm_train.engine.memory import OUTSIDE_A_STEP
-from vlm_train.engine.optimizers import check_optimizer, make_optimizer
+from vlm_train.engine.optimizers import make_optimizer
 from vlm_train.engine.state import State
 from vlm_train.engine.stopping import Interrupted, Signals
 from vlm_train.engine.training import Training
 from vlm_train.errors import ConfigError, TrainError
+from vlm_train.loading import load_model, plan_model
 from vlm_train.options.config import AUTO, TrainConfig
 from vlm_train.outcome.results import close, headline, write_results
 from vlm_train.outcome.step_log import is_logged, line_of, note_of
@@ -41,7 +41,7 @@ from vlm_train.rows.data import collator_of, fitting, read_data
 from vlm_train.rows.features import Features, encode_once
 from vlm_train.rows.streaming import StreamBatches, read_stream
 from vlm_train.rundir import RunDir, begun, choose_folder, describe_run, make_folder
-from vlm_train.sharding import check_sharded, shard
+from vlm_train.sharding import shard
 
 UserError = (
     ConfigError,
@@ -252,41 +252,6 @@ def show(config: TrainConfig) -> None:
         highlight=False,
         markup=False,
     )
-
-
-def plan_model(config: TrainConfig, processes: Processes) -> tuple[TrainConfig, vlm_models.Plan]:
-    """How the model is going to be loaded, and the configuration with the quantization that was chosen.
-
-    What it refuses, and what the method cannot be put on, is told before data are read, which may take minutes.
-    """
-    device = config.device if processes.count == 1 else str(processes.device)
-    # "auto" is for what does not fit whole, as sharding is.
-    quantization = "none" if processes.sharded and config.quantization == "auto" else config.quantization
-    plan = vlm_models.plan(
-        config.model, quantization, device, config.dtype, config.revision, trained=partial(count_trained, config)
-    )
-    config = replace(config, quantization=plan.quantization)
-    check_optimizer(config, plan.device)
-    launch = processes.launch
-    if processes.sharded:
-        check_sharded(config, launch.asked)
-    if launch.deepspeed is not None:
-        launch.deepspeed.check(config, processes.count, plan.dtype)
-    return config, plan
-
-
-def load_model(plan: vlm_models.Plan, config: TrainConfig, processes: Processes, console: Console) -> vlm_models.VLM:
-    """The model as planned; what it is, is shown."""
-    torch.manual_seed(config.seed)
-    for line in filter(None, (processes.launch.deepspeed, plan)):
-        console.print(str(line), highlight=False, soft_wrap=True, markup=False)
-    if processes.sharded:
-        plan = replace(plan, device=torch.device("cpu"))  # from where `shard` takes layer by layer
-    vlm = plan.load()
-    vlm.plain = config.plain
-    for note in vlm.notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
-    return vlm
 
 
 def _cache(config: TrainConfig, vlm: vlm_models.VLM) -> vlm_models.FeatureCache | None:

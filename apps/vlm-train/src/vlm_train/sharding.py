@@ -64,6 +64,10 @@ def check_sharded(config: TrainConfig, asked: str) -> None:
             f"--quantization {config.quantization}: quantized weights are not shared out by {asked}; use "
             f"--quantization none, {without}"
         )
+    if config.gradient_checkpointing:
+        raise ConfigError(
+            f"--gradient-checkpointing: {asked} gathers each layer once in a pass; leave it out, {without}"
+        )
     if config.batch_size == AUTO:
         raise ConfigError(f"--batch-size auto: with {asked} no process can try sizes by itself; give a number")
 

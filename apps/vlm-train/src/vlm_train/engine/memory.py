@@ -49,7 +49,9 @@ def too_large(
             fitting = size * processes
             passes = -(-config.batch_size * config.accumulate // fitting)
             return ModelError(f"{message}{size} fit: use --batch-size {fitting} --accumulate {passes}")
-    return ModelError(f"{message}one alone does not fit: use --quantization nf4, or a smaller model")
+    return ModelError(
+        f"{message}one alone does not fit: use --gradient-checkpointing, --quantization nf4, or a smaller model"
+    )
 
 
 @contextmanager

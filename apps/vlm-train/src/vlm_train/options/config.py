@@ -23,7 +23,7 @@ PANELS = {  # of `--help`
         "max_gradient_norm lora_plus_ratio seed"
     ),
     "Evaluation on the way": "evaluate_every metric patience",
-    "Speed": "workers cache_features cache_size cache_dir plain",
+    "Speed": "workers cache_features cache_size cache_dir plain gradient_checkpointing",
     "The run's folder": "out overwrite checkpoint_every keep_checkpoints track",
 }
 
@@ -165,6 +165,12 @@ class TrainConfig:
     plain: Annotated[
         bool,
         _flag("--plain", "Without what makes training fast: no feature cache, no packed rows, the head on all tokens."),
+    ] = False
+    gradient_checkpointing: Annotated[
+        bool,
+        _flag(
+            "--gradient-checkpointing", "Layers keep their inputs alone and run again backward: less memory, slower."
+        ),
     ] = False
     track: Annotated[
         str | None,
