@@ -13,7 +13,7 @@ import vlm_train.dry_run
 from vlm_train.deepspeed import DeepSpeed
 from vlm_train.engine.memory import too_large
 from vlm_train.errors import ConfigError, TrainError
-from vlm_train.launch import read_launch
+from vlm_train.launch import Launch, read_launch
 from vlm_train.options.config import AUTO, TrainConfig
 from vlm_train.processes import Processes
 from vlm_train.run import run
@@ -114,6 +114,8 @@ def test_a_deepspeed_configuration_as_trainers_have_it_passes_through(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=message):
             read.check(replace(agreeing, **options), 2, dtype)
+    many = TrainConfig(data="scenes", batch_size=2, accumulate=49)  # 49 times a 49th is not quite 1
+    deepspeed(path, {"train_batch_size": 98}).check(many, 2, torch.float32)
     with pytest.raises(ConfigError, match="train_batch_size 64 is --batch-size 32 here"):
         deepspeed(path, {"train_batch_size": 64}).check(agreeing, 2, torch.float32)
 
@@ -173,7 +175,9 @@ def test_errors_of_the_others_are_told_from_own_ones():
         raise RuntimeError("shapes cannot be multiplied")
 
 
-def test_a_dry_run_is_of_a_whole_model(monkeypatch):
-    monkeypatch.setattr(vlm_train.dry_run, "Processes", lambda: SimpleNamespace(sharded=True))
-    with pytest.raises(ConfigError, match="--dry-run: .*leave out --use_fsdp"):
+@pytest.mark.parametrize("asked", ["--use_fsdp", "zero-3.json"])
+def test_a_dry_run_is_of_a_whole_model(asked, monkeypatch):
+    processes = SimpleNamespace(sharded=True, launch=Launch(asked, sharded=True))
+    monkeypatch.setattr(vlm_train.dry_run, "Processes", lambda: processes)
+    with pytest.raises(ConfigError, match=f"--dry-run: .*leave out {asked}"):
         vlm_train.dry_run.dry_run(TrainConfig(data="scenes"))

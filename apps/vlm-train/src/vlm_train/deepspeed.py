@@ -73,17 +73,17 @@ class DeepSpeed:
                 f"{self.where}, ZeRO {self.stage}: gradients and moments of --method full are not shared out here; use "
                 "--method lora, or start it by `accelerate launch --multi_gpu`"
             )
-        for key, name, factor in (
-            ("gradient_accumulation_steps", "accumulate", 1),
-            ("train_micro_batch_size_per_gpu", "batch_size", processes),
-            ("train_batch_size", "batch_size", 1 / config.accumulate),
-            ("gradient_clipping", "max_gradient_norm", 1),
+        for key, name, times, by in (
+            ("gradient_accumulation_steps", "accumulate", 1, 1),
+            ("train_micro_batch_size_per_gpu", "batch_size", processes, 1),
+            ("train_batch_size", "batch_size", 1, config.accumulate),
+            ("gradient_clipping", "max_gradient_norm", 1, 1),
         ):
             said = self.said.get(key, "auto")
             if not isinstance(said, int | float) and said != "auto":
                 raise ConfigError(f'{self.where}: {key} {said!r} is neither a number nor "auto"')
-            if said != "auto" and said * factor != getattr(config, name):
-                option = f"--{name.replace('_', '-')} {said * factor:g}"
+            if said != "auto" and said * times / by != getattr(config, name):
+                option = f"--{name.replace('_', '-')} {said * times / by:g}"
                 raise ConfigError(f'{self.where}: {key} {said} is {option} here; give that, or write "auto" there')
         for key, needed in FORMATS.items():
             if _section(self.said, key).get("enabled") is True and dtype != needed:

@@ -41,13 +41,14 @@ def dry_run(config: TrainConfig) -> None:
     """Print the plan of a run after training two steps of it."""
     console = Console()
     quiet()
-    if Processes().sharded:
-        raise ConfigError("--dry-run: what sharding takes is not predicted; leave out --use_fsdp")
+    processes = Processes()
+    if processes.sharded:
+        raise ConfigError(f"--dry-run: what sharding takes is not predicted; leave out {processes.launch.asked}")
     check_methods(config)
-    config, plan = plan_model(config, Processes())
+    config, plan = plan_model(config, processes)
     data = (read_stream if config.stream else read_data)(config, console)
     check_metric(config.metric, data.val)
-    vlm = load_model(plan, config, Processes(), console)
+    vlm = load_model(plan, config, processes, console)
     attached = attach(config, vlm)
     collate = collator_of(config, vlm, data, console)
     data = fitting(data, collate, config)

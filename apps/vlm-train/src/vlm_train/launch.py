@@ -18,20 +18,20 @@ class Launch:
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
     """Raises ConfigError for what is not done here."""
-    if asks(environment, "ACCELERATE_USE_MEGATRON_LM"):
+    if _asks(environment, "ACCELERATE_USE_MEGATRON_LM"):
         raise ConfigError("--use_megatron_lm: not supported; use `accelerate launch --use_fsdp --fsdp_version 2`")
-    if asks(environment, "ACCELERATE_USE_DEEPSPEED"):
+    if _asks(environment, "ACCELERATE_USE_DEEPSPEED"):
         deepspeed = DeepSpeed.of(environment)
         return Launch(deepspeed.where, deepspeed.stage == 3, deepspeed)
-    if not asks(environment, "ACCELERATE_USE_FSDP"):
+    if not _asks(environment, "ACCELERATE_USE_FSDP"):
         return Launch()
     if environment.get("FSDP_VERSION") != "2":
         raise ConfigError("--use_fsdp: only FSDP2 is done here; add --fsdp_version 2 to `accelerate launch`")
     for option in ("FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING"):
-        if asks(environment, option):
+        if _asks(environment, option):
             raise ConfigError(f"--{option.lower()} true: is not done here; leave it out")
     return Launch("--use_fsdp", sharded=True)
 
 
-def asks(environment: Mapping[str, str], name: str) -> bool:
+def _asks(environment: Mapping[str, str], name: str) -> bool:
     return environment.get(name, "false").lower() in ("true", "1", "yes")

@@ -24,26 +24,28 @@ Result = TypeVar("Result")
 class Processes:
     """This process, number `rank` of `count`; number 0, `main`, is the one that writes and speaks.
 
-    Attributes: `launch`, what the launcher asks for; `sharded`, whether the base model is shared out; `before_meeting`,
-    called before all processes do something at once.
+    Attributes: `launch`, what the launcher asks for; `before_meeting`, called before all do something at once.
 
     Raises ConfigError: the launcher asks for what is not done here.
     """
 
     def __init__(self, cpu: bool = False) -> None:
         self.rank, self.count, self.device = 0, 1, None
-        self.sharded = False
         self.before_meeting: Callable[[], object] = lambda: None
         self.launch = read_launch(os.environ)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState  # takes time, and one process needs nothing of it
 
-            self.sharded = self.launch.sharded
             # Else transformers reads the weights in one process alone, for the others to be given them later.
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
             with _without("ACCELERATE_USE_DEEPSPEED"):  # or it would want that package
                 state = PartialState(cpu=cpu)
             self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the base model is shared out."""
+        return self.count > 1 and self.launch.sharded
 
     @property
     def main(self) -> bool:

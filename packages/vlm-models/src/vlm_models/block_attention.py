@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from vlm_models.packing import Packing
+from vlm_models.packing import Packing, seen_until
 
 DEVICES = ("cuda",)  # on a CPU FlexAttention has no gradients
 LONG = 1024  # tokens of a row: in shorter ones attention is a small part of the work, and the kernel takes compiling
@@ -68,8 +68,6 @@ def _agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int
     width = 200  # no multiple of a block
     ends = torch.full((2, width), width, device=device)
     ends[:, 100:150] = 150  # a branch that the tokens behind it do not see
-    column = torch.arange(width, device=device)
-    seen = (column <= column[:, None]) & (column[:, None] < ends[:, None])
     generator = torch.Generator(device).manual_seed(0)
 
     def drawn(heads: int) -> Tensor:
@@ -80,7 +78,7 @@ def _agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int
         with torch.enable_grad():
             outputs = [
                 _flex()(*inputs, block_mask=_blocks(ends), enable_gqa=True),
-                F.scaled_dot_product_attention(*inputs, seen[:, None], enable_gqa=True),
+                F.scaled_dot_product_attention(*inputs, seen_until(ends)[:, None], enable_gqa=True),
             ]
         flex, sdpa = ((output, *torch.autograd.grad(output, inputs, upstream)) for output in outputs)
         apart = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(flex, sdpa, strict=True))

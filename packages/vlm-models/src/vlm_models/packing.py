@@ -46,9 +46,14 @@ class Packing:
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Additive attention mask [packed, 1, width, width]: 0 where a token sees another, else the lowest number."""
-        column = torch.arange(self.ends.shape[1], device=self.ends.device)
-        seen = (column <= column[:, None]) & (column[:, None] < self.ends[:, None])
+        seen = seen_until(self.ends)
         return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def seen_until(ends: Tensor) -> Tensor:
+    """Which tokens see which others, [packed, width, width]: none a later one, nor one that has ended."""
+    column = torch.arange(ends.shape[1], device=ends.device)
+    return (column <= column[:, None]) & (column[:, None] < ends[:, None])
 
 
 def pack(
